@@ -1,0 +1,4 @@
+"""The use cases: at an edge admit, choose, relay and fail over; at a provider admit and serve.
+
+Start with `inference` (the vocabulary), then `dispatcher` (edge side) and `serving` (provider side).
+"""

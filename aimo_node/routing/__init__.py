@@ -1,0 +1,1 @@
+"""The decision, pure: who is there (`table`) and who should answer (`policy`)."""
