@@ -1,0 +1,87 @@
+"""Every bound of the wire, with its reason. Sizes in bytes, times in seconds."""
+
+from __future__ import annotations
+
+from typing import Final
+
+VERSION: Final = 1
+VERSIONS_SUPPORTED: Final = (1,)
+
+LENGTH_PREFIX_BYTES: Final = 4
+PAYLOAD_BYTES_MAX: Final = 65_536
+"""A frame's payload: one JSON delta, one Directory batch. Larger things travel as Body frames."""
+ENVELOPE_BYTES_MAX: Final = 2_048
+"""What a frame may hold besides its payload; headers of a Request are the largest part."""
+FRAME_BYTES_MAX: Final = PAYLOAD_BYTES_MAX + ENVELOPE_BYTES_MAX
+HELLO_BYTES_MAX: Final = 4_096
+"""Read from a stranger, so small."""
+WRITE_BYTES_MAX: Final = 64_000
+"""One write: below the 65,535 of a Noise message with Yamux' header, so it stays one message."""
+
+INLINE_BYTES_MAX: Final = 16_384
+"""A request or answer up to this size travels inside its frame, a larger one as Body frames."""
+BODY_PIECE_BYTES: Final = 16_384
+TEXT_PIECE_BYTES: Final = 8_192
+"""Longer text deltas are cut: a piece always fits into half the smallest credit window."""
+BODY_BYTES_MAX: Final = 8 * 1024 * 1024
+UPLOADS_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Bodies being received over one link at a time, by their declared size."""
+
+CREDIT_INITIAL_BYTES: Final = 16_384
+CREDIT_WINDOW_BYTES_MAX: Final = 256 * 1024
+CREDIT_LINK_BYTES_MAX: Final = 32 * 1024 * 1024
+"""All windows a node has open on one link: the most a peer can make it buffer."""
+CREDIT_LONE_BYTES: Final = CREDIT_INITIAL_BYTES // 2
+"""A payload larger than the credit left may go if at least this much is left: windows are topped up
+at half, so this much is free whenever nothing is outstanding, and no payload can wait for ever."""
+BACKLOG_BYTES_MAX: Final = 1024 * 1024
+"""What an engine that cannot be held back may queue for one slow consumer."""
+STALL_SECONDS: Final = 60.0
+"""A consumer that takes nothing for so long is given up."""
+
+REQUESTS_PER_LINK_MAX: Final = CREDIT_LINK_BYTES_MAX // CREDIT_INITIAL_BYTES
+"""2,048: each request needs its first window."""
+CONTROL_BYTES_MAX: Final = 1024 * 1024
+"""Control frames waiting to be written; a peer that reads nothing while it asks is cut off."""
+QUANTUM_BYTES: Final = 16_384
+"""Deficit round robin: what one request may send before the next one's turn."""
+
+HELLO_SECONDS: Final = 5.0
+PING_SECONDS: Final = 1.5
+SUSPECT_SECONDS: Final = 4.5
+DEAD_SECONDS: Final = 12.0
+"""Three missed pings make a peer suspect, eight dead; a pause of garbage collection does not."""
+
+HEADERS_MAX: Final = 16
+HEADER_NAME_CHARS_MAX: Final = 32
+HEADER_VALUE_CHARS_MAX: Final = 96
+MESSAGE_CHARS_MAX: Final = 1_024
+DETAILS_MAX: Final = 8
+DETAIL_CHARS_MAX: Final = 128
+NAME_CHARS_MAX: Final = 256
+PEER_ID_CHARS_MAX: Final = 64
+PUBLIC_ID_CHARS_MAX: Final = 64
+AGENT_CHARS_MAX: Final = 64
+DIGEST_BYTES_MAX: Final = 64
+PROOF_BYTES_MAX: Final = 2_048
+"""Room for a membership certificate."""
+SIGNATURE_BYTES: Final = 64
+RECEIPT_BYTES_MAX: Final = 1_024
+
+DESCRIPTOR_BYTES_MAX: Final = 16_384
+DESCRIPTOR_MODELS_MAX: Final = 64
+DESCRIPTOR_ADDRESSES_MAX: Final = 16
+ADDRESS_CHARS_MAX: Final = 256
+HEARTBEAT_BYTES_MAX: Final = 128
+HEARTBEAT_SECONDS: Final = 5.0
+DESCRIPTOR_SECONDS: Final = 600.0
+DIRECTORY_SECONDS: Final = 1.0
+DIRECTORY_BYTES_MAX: Final = 60_000
+"""One batch: also fits a gossip message, which is lost above a megabyte and slow above 60 KB."""
+DIRECTORY_ENTRIES_MAX: Final = 1_024
+SUBSCRIBE_MODELS_MAX: Final = 256
+
+GOSSIP_BYTES_MAX: Final = 60_000
+GOSSIP_OLDEST_SECONDS: Final = 90.0
+GOSSIP_NEWEST_SECONDS: Final = 40.0
+"""A MessageFrame's timestamp must lie in this window around the receiver's clock."""

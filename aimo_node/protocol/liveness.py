@@ -1,0 +1,56 @@
+"""Whether the peer is there: a Ping after silence, suspect, dead. Times in seconds."""
+
+from __future__ import annotations
+
+from aimo_node.protocol import limits
+
+
+class Liveness:
+    """Deadlines of one link, from when it was last heard."""
+
+    __slots__ = ("_heard", "_nonce", "_pinged", "rtt_seconds", "suspect")
+
+    def __init__(self, now: float) -> None:
+        self._heard = now
+        self._pinged = now
+        self._nonce = 0
+        self.suspect = False
+        self.rtt_seconds: float | None = None
+
+    def heard(self, now: float) -> bool:
+        """Anything arrived; True if the peer had been suspect."""
+        self._heard = now
+        recovered, self.suspect = self.suspect, False
+        return recovered
+
+    def pong(self, nonce: int, now: float) -> None:
+        """The answer to a Ping; an old one tells nothing."""
+        if nonce == self._nonce:
+            self.rtt_seconds = now - self._pinged
+
+    def next_deadline(self) -> float:
+        """When `ping_due`, `turned_suspect` or `is_dead` will change next."""
+        deadlines = [max(self._heard, self._pinged) + limits.PING_SECONDS]
+        if not self.suspect:
+            deadlines.append(self._heard + limits.SUSPECT_SECONDS)
+        deadlines.append(self._heard + limits.DEAD_SECONDS)
+        return min(deadlines)
+
+    def ping_due(self, now: float) -> int | None:
+        """The nonce of the Ping to send now, if one is due."""
+        if now < max(self._heard, self._pinged) + limits.PING_SECONDS:
+            return None
+        self._pinged = now
+        self._nonce += 1
+        return self._nonce
+
+    def turned_suspect(self, now: float) -> bool:
+        """True once, when the peer becomes suspect."""
+        if self.suspect or now < self._heard + limits.SUSPECT_SECONDS:
+            return False
+        self.suspect = True
+        return True
+
+    def is_dead(self, now: float) -> bool:
+        """Whether the peer is to be given up."""
+        return now >= self._heard + limits.DEAD_SECONDS
