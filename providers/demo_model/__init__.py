@@ -41,13 +41,16 @@ def gguf_path() -> Path:
     return path
 
 
-def digests() -> dict[str, str]:
+def digests(folder: Path | None = None) -> dict[str, str]:
     """What `DIGESTS` promises: the sha256 in hexadecimal of every model file, by file name.
+
+    Args:
+        folder: a copy of the model; the shipped one if left out.
 
     Raises:
         EngineStartFailed: the list is missing or damaged, or the package lies in an archive.
     """
-    path = directory() / DIGESTS_FILE
+    path = (folder or directory()) / DIGESTS_FILE
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         listed = {name: digest for digest, name in (line.split(maxsplit=1) for line in lines)}
@@ -58,14 +61,17 @@ def digests() -> dict[str, str]:
     return listed
 
 
-def verify() -> None:
+def verify(folder: Path | None = None) -> None:
     """Check every model file against `DIGESTS`; reads 4 MB and blocks for some milliseconds.
+
+    Args:
+        folder: a copy of the model; the shipped one if left out.
 
     Raises:
         EngineStartFailed: a file is missing or is not the one that was shipped.
     """
-    folder = directory()
-    for name, promised in digests().items():
+    folder = folder or directory()
+    for name, promised in digests(folder).items():
         try:
             with (folder / name).open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,6 +1,7 @@
 """Asks a case of a real engine: llama.cpp in this process, or any OpenAI-compatible server."""
 
 import json
+import tempfile
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from scripts.demo_model.turns import Message
 
 Body = dict[str, Any]
 
+CONTEXT_TOKENS = 1024  # what the model was trained with
 ANSWER_TOKENS_MAX = 400  # the longest story has 280
 SERVER_TIMEOUT_SECONDS = 120  # a server on a slow CPU may compile before its first answer
 
@@ -25,12 +27,13 @@ class Engine:
     repeats_start: bool
 
 
-def llama_cpp(path: str, threads: int) -> Engine:
+def llama_cpp(path: str, threads: int, slots: int = 1) -> Engine:
     """Ask a GGUF file through xllamacpp.
 
     Args:
         path: the GGUF file.
         threads: CPU threads of the engine.
+        slots: requests that it can answer at once.
 
     Raises:
         SystemExit: xllamacpp is not installed.
@@ -40,7 +43,10 @@ def llama_cpp(path: str, threads: int) -> Engine:
 
     params = xllamacpp.CommonParams()
     params.model.path = path
-    params.n_ctx, params.n_parallel, params.n_gpu_layers = 1024, 1, 0
+    # The engine opens a listener in any case: a socket file is out of everyone's way.
+    folder = tempfile.TemporaryDirectory(prefix="aimo-demo-model-")
+    params.hostnames = [f"{folder.name}/engine.sock"]
+    params.n_ctx, params.n_parallel, params.n_gpu_layers = CONTEXT_TOKENS * slots, slots, 0
     params.cpuparams.n_threads = threads
     params.warmup, params.use_jinja, params.verbosity = False, True, -1
     server = xllamacpp.Server(params)
