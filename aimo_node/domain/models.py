@@ -78,7 +78,14 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """What a provider says about itself, signed by its peer key."""
+    """What a provider says about itself, signed by its peer key.
+
+    Attributes:
+        incarnation: when the provider started, in ms since the epoch; grows with each start.
+        revision: grows with each descriptor of one incarnation.
+        addresses: multiaddrs, each ending in ``/p2p/PEER``.
+        requests_max: what it serves at a time; 0 if unknown.
+    """
 
     peer: PeerId
     incarnation: int
@@ -90,6 +97,7 @@ class Descriptor:
     region: str = ""
     version: str = ""
     sealing_key: bytes = b""
+    revision: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from aimo_node.domain.answer import AnswerPart, Usage
-from aimo_node.domain.ids import Endpoint, FinishReason, PeerId, RequestId
+from aimo_node.domain.answer import AnswerPart, Finish
+from aimo_node.domain.ids import ContentType, Endpoint, PeerId, RequestId
 from aimo_node.errors import CodedError
 
 
@@ -71,6 +71,10 @@ class IncomingRequest(Protocol):
     headers: Mapping[str, str]
     public_id: str
 
+    @property
+    def inline(self) -> bool:
+        """Whether the body came with the request, so that `read_body` does not wait."""
+
     def accept(self, model_digest: bytes = b"", queue_position: int = 0) -> None:
         """Tell the edge that the request was admitted; uploads may go on from here."""
 
@@ -87,8 +91,11 @@ class IncomingRequest(Protocol):
             PayloadTooLarge: over one frame.
         """
 
-    def finish(self, reason: FinishReason, usage: Usage) -> None:
-        """End the answer."""
+    def finish(self, finish: Finish) -> None:
+        """End a streamed answer."""
+
+    def respond(self, content_type: ContentType, payload: bytes, finish: Finish) -> None:
+        """Answer a request that is not streamed, as a whole."""
 
     def fail(self, error: CodedError) -> None:
         """End the request with an error."""

@@ -253,6 +253,7 @@ class DescriptorBody(msgspec.Struct, array_like=True, frozen=True, gc=False):
     region: Annotated[str, Meta(max_length=64)] = ""
     version: Annotated[str, Meta(max_length=64)] = ""
     sealing_key: Annotated[bytes, Meta(max_length=64)] = b""
+    revision: Unsigned32 = 0
 
 
 class Descriptor(msgspec.Struct, array_like=True, tag=15, frozen=True, gc=False):

@@ -1,0 +1,191 @@
+"""Both ends of a request on a link: `LinkExchange` at the edge, `ServedRequest` at the provider."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import trio
+from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_rescheduled
+
+from aimo_node.domain.answer import AnswerPart, Finish
+from aimo_node.domain.ids import ContentType, Endpoint, PeerId, RequestId
+from aimo_node.errors import CodedError, InvalidRequest
+from aimo_node.protocol.events import PartReceived, RequestReceived
+
+if TYPE_CHECKING:
+    from aimo_node.mesh.link import Link
+
+
+class Parking:
+    """Where one task waits to be woken; cheaper than an Event for each token."""
+
+    __slots__ = ("_task",)
+
+    def __init__(self) -> None:
+        self._task: Task | None = None
+
+    async def wait(self) -> None:
+        """Sleep until `wake`. Only one task may wait."""
+        self._task = current_task()
+        await wait_task_rescheduled(self._abort)
+
+    def _abort(self, _raise_cancel: object) -> Abort:
+        self._task = None
+        return Abort.SUCCEEDED
+
+    def wake(self) -> None:
+        """Let the waiting task run, if one waits."""
+        task = self._task
+        if task is not None:
+            self._task = None
+            reschedule(task)
+
+
+class LinkExchange:
+    """One request in flight, seen from the edge. One task reads it."""
+
+    __slots__ = ("_bytes", "_error", "_link", "_parking", "_parts", "_taken", "path", "request_id")
+
+    def __init__(self, link: Link, request_id: RequestId) -> None:
+        self._link = link
+        self.request_id = request_id
+        self.path = link.path
+        self._parts: list[AnswerPart] = []
+        self._bytes = 0
+        self._taken = 0
+        self._error: CodedError | None = None
+        self._parking = Parking()
+
+    def put(self, event: PartReceived) -> None:
+        """A part arrived; called by the link's reader."""
+        self._parts.append(event.part)
+        self._bytes += event.size
+        self._parking.wake()
+
+    def fail(self, error: CodedError) -> None:
+        """The request ended with an error; called by the link."""
+        self._error = error
+        self._parking.wake()
+
+    async def receive(self) -> Sequence[AnswerPart]:
+        """See `ports.peer_network.Exchange`. Safe to cancel: nothing is lost."""
+        if self._taken:
+            self._link.consumed(self.request_id, self._taken)
+            self._taken = 0
+        while not self._parts:
+            if self._error is not None:
+                raise self._error
+            await self._parking.wait()
+        parts, self._parts = self._parts, []
+        self._taken, self._bytes = self._bytes, 0
+        return parts
+
+    def cancel(self) -> None:
+        """Stop the request at the provider."""
+        self._link.cancel(self.request_id)
+
+
+class ServedRequest:
+    """One request in flight, seen from the provider; satisfies `ports.peer_network`."""
+
+    __slots__ = (
+        "_answering",
+        "_body",
+        "_body_here",
+        "_credit",
+        "_link",
+        "deadline_ms",
+        "endpoint",
+        "headers",
+        "peer",
+        "public_id",
+        "request_id",
+        "scope",
+        "stream",
+    )
+
+    def __init__(self, link: Link, event: RequestReceived) -> None:
+        """Raises InvalidRequest for an endpoint this version does not know."""
+        request = event.request
+        self._link = link
+        self._answering = link.session.answering
+        self._body = event.body
+        self._body_here = trio.Event()
+        self._credit = Parking()
+        self.scope = trio.CancelScope()
+        self.request_id = RequestId(request.request_id)
+        self.peer: PeerId = link.peer
+        try:
+            self.endpoint = Endpoint(request.endpoint)
+        except ValueError as error:
+            raise InvalidRequest(f"unknown endpoint number {request.endpoint}") from error
+        self.stream = request.stream
+        self.deadline_ms = request.deadline_ms
+        self.headers: Mapping[str, str] = request.headers
+        self.public_id = request.public_id
+
+    @property
+    def inline(self) -> bool:
+        """Whether the body came with the request."""
+        return self._body is not None
+
+    def body_arrived(self, body: bytes) -> None:
+        """The upload is complete; called by the link."""
+        self._body = body
+        self._body_here.set()
+
+    def credit_arrived(self) -> None:
+        """The backlog may have shrunk; called by the link."""
+        self._credit.wake()
+
+    def accept(self, model_digest: bytes = b"", queue_position: int = 0) -> None:
+        """Tell the edge that the request was admitted; uploads may go on from here."""
+        self._answering.accept(self.request_id, model_digest, queue_position)
+        self._link.flush()
+
+    async def read_body(self) -> bytes:
+        """The whole body, once it is here."""
+        if self._body is None:
+            await self._body_here.wait()
+        body, self._body = self._body, b""
+        return body or b""
+
+    def send_text(self, delta: str) -> None:
+        """Send text; queued without bound check, look at `backlog_bytes`."""
+        self._answering.send_text(self.request_id, delta)
+        self._link.flush()
+
+    def send_json(self, choices: bytes) -> None:
+        """Send a JSON delta.
+
+        Raises:
+            PayloadTooLarge: over one frame.
+        """
+        self._answering.send_json(self.request_id, choices)
+        self._link.flush()
+
+    def finish(self, finish: Finish) -> None:
+        """End a streamed answer."""
+        self._answering.finish(self.request_id, finish)
+        self._link.flush()
+
+    def respond(self, content_type: ContentType, payload: bytes, finish: Finish) -> None:
+        """Answer as a whole."""
+        self._answering.respond(self.request_id, content_type, payload, finish)
+        self._link.flush()
+
+    def fail(self, error: CodedError) -> None:
+        """End the request with an error."""
+        self._answering.fail(self.request_id, error)
+        self._link.flush()
+
+    @property
+    def backlog_bytes(self) -> int:
+        """Payload bytes that wait for credit."""
+        return self._answering.backlog_bytes(self.request_id)
+
+    async def wait_backlog_below(self, limit_bytes: int) -> None:
+        """Return when less than `limit_bytes` wait for credit."""
+        while self.backlog_bytes >= limit_bytes:
+            await self._credit.wait()

@@ -1,0 +1,338 @@
+"""One link: a protocol session on one byte stream, with its reader, writer and timer.
+
+Reader and writer are never cancelled while the link lives: libp2p loses bytes or the whole
+connection when a read or write is cancelled half-way.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Protocol
+
+import structlog
+import trio
+
+from aimo_node.domain.ids import PeerId, RequestId, Role
+from aimo_node.errors import (
+    AimoError,
+    CloseCode,
+    CodedError,
+    Draining,
+    InternalError,
+    ModelNotFound,
+    NetworkError,
+)
+from aimo_node.mesh.exchange import LinkExchange, Parking, ServedRequest
+from aimo_node.ports.peer_network import OutgoingRequest, RequestHandler
+from aimo_node.protocol.asking import Terms
+from aimo_node.protocol.events import (
+    BodyReceived,
+    CreditReceived,
+    Event,
+    LinkClosed,
+    LinkOpened,
+    PartReceived,
+    PeerDraining,
+    PeerRecovered,
+    PeerSuspect,
+    RequestFailed,
+    RequestReceived,
+    RequestWithdrawn,
+)
+from aimo_node.protocol.frames import Descriptor, Directory, Heartbeat, Receipt, Subscribe
+from aimo_node.protocol.session import Announcement, Session
+
+log = structlog.get_logger()
+
+READ_BYTES: Final = 65_536
+READS_PER_TURN: Final = 16
+"""A read that finds data does not yield; after so many the other tasks get their turn."""
+CLOSE_SECONDS: Final = 1.0
+"""How long the last GoAway may take."""
+
+
+class ByteStream(Protocol):
+    """What a link runs on: a libp2p stream, or a pipe inside the process."""
+
+    peer: PeerId
+    initiator: bool
+    remote_address: str
+
+    async def read(self, max_bytes: int = READ_BYTES) -> bytes:
+        """What has arrived; empty at the end. Raises NetworkError."""
+
+    async def write(self, data: bytes) -> None:
+        """Write all of `data`. Raises NetworkError."""
+
+    async def close(self) -> None:
+        """End it in an orderly way."""
+
+    async def reset(self) -> None:
+        """End it at once."""
+
+
+class LinkObserver(Protocol):
+    """Hears what happens on links; calls must not block."""
+
+    def link_opened(self, link: Link) -> None:
+        """The peer's Hello was accepted."""
+
+    def link_closed(self, link: Link, code: CloseCode, message: str) -> None:
+        """The link has ended; also called for one that never opened."""
+
+    def link_changed(self, link: Link) -> None:
+        """The peer became suspect, recovered, or drains."""
+
+    def announced(self, link: Link, frame: Announcement) -> None:
+        """A Heartbeat, Descriptor, Directory, Subscribe or Receipt arrived."""
+
+
+class Link:
+    """The one link to a peer. Owned by the network; `run` is its life."""
+
+    def __init__(
+        self,
+        stream: ByteStream,
+        session: Session,
+        observer: LinkObserver,
+        *,
+        handler: RequestHandler | None = None,
+        path: str = "direct",
+    ) -> None:
+        self.stream = stream
+        self.session = session
+        self.peer = stream.peer
+        self.path = path
+        self.opened = trio.Event()
+        self.closed = trio.Event()
+        self.close_code = CloseCode.Normal
+        self.close_message = ""
+        self._observer = observer
+        self._handler = handler
+        self._exchanges: dict[RequestId, LinkExchange] = {}
+        self._served: dict[RequestId, ServedRequest] = {}
+        self._output = Parking()
+        self._nursery: trio.Nursery | None = None
+        self.bytes_in = 0
+        self.bytes_out = 0
+
+    @property
+    def roles(self) -> Role:
+        """What the peer says it does."""
+        hello = self.session.hello
+        return Role(hello.roles & int(~Role.NONE)) if hello is not None else Role.NONE
+
+    @property
+    def usable(self) -> bool:
+        """Whether new requests may go over this link."""
+        return self.opened.is_set() and not self.closed.is_set() and not self.draining
+
+    @property
+    def draining(self) -> bool:
+        """Whether the peer takes no new requests."""
+        return self.session.remote_draining
+
+    async def run(self) -> None:
+        """Live until the link ends, whichever side ends it; then everything on it has ended."""
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._write_until_closed, nursery.cancel_scope)
+                nursery.start_soon(self._keep_time)
+                await self._read_loop()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._end("the link was closed")
+            with trio.CancelScope(shield=True), trio.move_on_after(CLOSE_SECONDS):
+                await self._say_goodbye()
+
+    def open_exchange(self, request: OutgoingRequest) -> LinkExchange:
+        """Send a request over this link.
+
+        Raises:
+            Draining, Overloaded, PayloadTooLarge, NetworkError (the link has ended).
+        """
+        if self.closed.is_set():
+            raise NetworkError("the link to the provider was closed")
+        if self.draining:
+            raise Draining("the provider is going away")
+        self.session.asking.open(
+            request.request_id,
+            request.endpoint,
+            request.body,
+            stream=request.stream,
+            terms=Terms(request.deadline_ms, request.headers, request.public_id),
+        )
+        exchange = self._exchanges[request.request_id] = LinkExchange(self, request.request_id)
+        self.flush()
+        return exchange
+
+    def cancel(self, request_id: RequestId) -> None:
+        """Stop a request this node sent; unknown ids are ignored."""
+        if self._exchanges.pop(request_id, None) is not None:
+            self.session.asking.cancel(request_id)
+            self.flush()
+
+    def consumed(self, request_id: RequestId, size: int) -> None:
+        """The consumer took `size` payload bytes."""
+        self.session.asking.consumed(request_id, size)
+        if self.session.has_output:
+            self.flush()
+
+    def announce(self, frame: Announcement) -> None:
+        """Send a frame that stands alone; dropped if the link is not open."""
+        self.session.announce(frame)
+        self.flush()
+
+    def drain(self) -> None:
+        """Take no new requests over this link; running ones finish."""
+        self.session.drain()
+        self.flush()
+
+    def close(self, code: CloseCode = CloseCode.Normal, message: str = "") -> None:
+        """End the link."""
+        self._handle(self.session.close(code, message))
+
+    def flush(self) -> None:
+        """There may be output."""
+        self._output.wake()
+
+    async def _read_loop(self) -> None:
+        session, stream = self.session, self.stream
+        reads = 0
+        while not session.closed:
+            try:
+                data = await stream.read(READ_BYTES)
+            except NetworkError as error:
+                self._handle(session.connection_lost(str(error)))
+                return
+            if not data:
+                self._handle(session.connection_lost("the peer closed the connection"))
+                return
+            self.bytes_in += len(data)
+            self._handle(session.receive_data(data, trio.current_time()))
+            if session.has_output:
+                self._output.wake()
+            reads += 1
+            if not reads % READS_PER_TURN:
+                await trio.lowlevel.checkpoint()
+
+    async def _write_until_closed(self, life: trio.CancelScope) -> None:
+        """The reader may wait for a peer that will never speak again: end with the last write."""
+        await self._write_loop()
+        life.cancel()
+
+    async def _write_loop(self) -> None:
+        session, stream = self.session, self.stream
+        while True:
+            data = session.take_output()
+            if not data:
+                if session.closed:
+                    return
+                await self._output.wait()
+                continue
+            try:
+                await stream.write(data)
+            except NetworkError as error:
+                self._handle(session.connection_lost(str(error)))
+                await stream.reset()
+                return
+            self.bytes_out += len(data)
+
+    async def _keep_time(self) -> None:
+        session = self.session
+        while not session.closed:
+            await trio.sleep_until(session.next_deadline())
+            self._handle(session.handle_deadline(trio.current_time()))
+            self._output.wake()
+
+    async def _say_goodbye(self) -> None:
+        try:
+            data = self.session.take_output()
+            if data:
+                await self.stream.write(data)
+            await self.stream.close()
+        except AimoError as error:
+            log.debug("link.goodbye_lost", peer=self.peer, error=str(error))
+            await self.stream.reset()
+
+    def _handle(self, events: list[Event]) -> None:
+        exchanges = self._exchanges
+        for event in events:
+            if type(event) is PartReceived:
+                exchange = exchanges.get(event.request_id)
+                if exchange is not None:
+                    exchange.put(event)
+            else:
+                self._handle_rare(event)
+
+    def _handle_rare(self, event: Event) -> None:
+        match event:
+            case RequestReceived():
+                self._serve(event)
+            case RequestFailed():
+                exchange = self._exchanges.pop(event.request_id, None)
+                if exchange is not None:
+                    exchange.fail(event.error)
+            case CreditReceived() | BodyReceived() | RequestWithdrawn():
+                self._tell_served(event)
+            case LinkOpened():
+                self.opened.set()
+                self._observer.link_opened(self)
+            case LinkClosed():
+                self.close_code, self.close_message = event.close_code, event.message
+                self._end(event.message)
+            case PeerSuspect() | PeerRecovered() | PeerDraining():
+                self._observer.link_changed(self)
+            case Heartbeat() | Descriptor() | Directory() | Subscribe() | Receipt():
+                self._observer.announced(self, event)
+            case _:
+                return
+
+    def _serve(self, event: RequestReceived) -> None:
+        request_id = RequestId(event.request.request_id)
+        try:
+            if self._handler is None or self._nursery is None:
+                raise ModelNotFound("this node serves no models")
+            served = ServedRequest(self, event)
+        except CodedError as error:
+            self.session.answering.fail(request_id, error)
+            return
+        self._served[request_id] = served
+        self._nursery.start_soon(self._run_handler, self._handler, served)
+
+    async def _run_handler(self, handler: RequestHandler, served: ServedRequest) -> None:
+        try:
+            with served.scope:
+                await handler(served)
+        except CodedError as error:
+            served.fail(error)
+        except Exception:  # the root of a request's task: it must not take the link down
+            log.exception("request.crashed", peer=self.peer, request=served.request_id.hex())
+            served.fail(InternalError("the provider failed; its log says why"))
+        finally:
+            self._served.pop(served.request_id, None)
+
+    def _tell_served(self, event: CreditReceived | BodyReceived | RequestWithdrawn) -> None:
+        served = self._served.get(event.request_id)
+        if served is None:
+            return
+        if isinstance(event, CreditReceived):
+            served.credit_arrived()
+        elif isinstance(event, BodyReceived):
+            served.body_arrived(event.body)
+        else:
+            served.scope.cancel()
+
+    def _end(self, message: str) -> None:
+        """Fail what still runs; idempotent."""
+        if self.closed.is_set():
+            return
+        self.closed.set()
+        error = NetworkError(f"the link to the provider was lost: {message}")
+        for exchange in list(self._exchanges.values()):
+            exchange.fail(error)
+        self._exchanges.clear()
+        for served in list(self._served.values()):
+            served.scope.cancel()
+        self._output.wake()
+        self._observer.link_closed(self, self.close_code, message)

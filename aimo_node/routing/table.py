@@ -1,0 +1,210 @@
+"""Who is there: every provider this node has heard of, from whom, and how it is doing.
+
+Pure: `now` is an argument, in seconds of any steady clock. Owned by one task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from aimo_node.domain.ids import ModelName, PeerId
+from aimo_node.domain.models import Descriptor, EngineState, Health, Load, ModelInfo, Status
+
+STATUS_SECONDS_MAX: Final = 20.0
+"""Four missed heartbeats: a provider nobody reports any more is forgotten by then."""
+PROVIDERS_MAX: Final = 20_000
+"""What a table may hold; more than any mesh we route in today."""
+PENALTY_SECONDS: Final = 2.0
+PENALTY_SECONDS_MAX: Final = 60.0
+"""A provider that failed is tried last for a while that doubles with each failure in a row."""
+
+
+@dataclass(slots=True)
+class ProviderEntry:
+    """What is known about one provider. Mutated by the table only."""
+
+    peer: PeerId
+    descriptor: Descriptor
+    status: Status | None = None
+    heard: dict[PeerId, float] = field(default_factory=dict)
+    """By whom and when it was last reported; its own id stands for a link to it."""
+    linked: bool = False
+    suspect: bool = False
+    draining: bool = False
+    path: str = ""
+    rtt_seconds: float | None = None
+    in_flight: int = 0
+    chosen: int = 0
+    """When it was last chosen, as a running number: ties go to the one that waited longest."""
+    failures: int = 0
+    penalty_until: float = 0.0
+
+    @property
+    def health(self) -> Health:
+        """Health by its last heartbeat; what was only described counts as healthy if it runs."""
+        if self.draining or self.descriptor.engine_state is not EngineState.RUNNING:
+            return Health.OFFLINE
+        return self.status.health if self.status is not None else Health.HEALTHY
+
+    @property
+    def load(self) -> Load:
+        """Load by its last heartbeat."""
+        return self.status.load if self.status is not None else Load()
+
+    @property
+    def heard_at(self) -> float:
+        """When anybody last reported it."""
+        return max(self.heard.values(), default=0.0)
+
+
+class RoutingTable:
+    """Providers by peer id and by model."""
+
+    def __init__(self) -> None:
+        self._entries: dict[PeerId, ProviderEntry] = {}
+        self._by_model: dict[ModelName, set[PeerId]] = {}
+        self._choices = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[ProviderEntry]:
+        return iter(self._entries.values())
+
+    def get(self, peer: PeerId) -> ProviderEntry | None:
+        """The entry of one provider."""
+        return self._entries.get(peer)
+
+    def serving(self, model: ModelName) -> list[ProviderEntry]:
+        """Everybody who offers the model, in whatever state."""
+        return [self._entries[peer] for peer in self._by_model.get(model, ())]
+
+    def models(self) -> list[ModelInfo]:
+        """Each model with a provider that is not offline, once, by name."""
+        found: dict[ModelName, ModelInfo] = {}
+        for entry in self._entries.values():
+            if entry.health is not Health.OFFLINE:
+                for model in entry.descriptor.models:
+                    found.setdefault(model.name, model)
+        return [found[name] for name in sorted(found)]
+
+    def describe(self, source: PeerId, descriptor: Descriptor, now: float) -> bool:
+        """`source` says what a provider offers; False if that is old news or the table is full."""
+        entry = self._entries.get(descriptor.peer)
+        if entry is None:
+            if len(self._entries) >= PROVIDERS_MAX:
+                return False
+            entry = self._entries[descriptor.peer] = ProviderEntry(descriptor.peer, descriptor)
+        elif _version(descriptor) < _version(entry.descriptor):
+            return False
+        entry.heard[source] = now
+        if entry.descriptor.incarnation != descriptor.incarnation:
+            entry.status = None
+            entry.draining = False
+            entry.failures, entry.penalty_until = 0, 0.0
+        self._unlist(entry)
+        entry.descriptor = descriptor
+        for model in descriptor.models:
+            self._by_model.setdefault(model.name, set()).add(entry.peer)
+        return True
+
+    def report(self, source: PeerId, status: Status, now: float) -> None:
+        """`source` passes on a heartbeat; unknown providers and old heartbeats are ignored."""
+        entry = self._entries.get(status.peer)
+        if entry is None or status.incarnation < entry.descriptor.incarnation:
+            return
+        entry.heard[source] = now
+        known = entry.status
+        if known is None or (status.incarnation, status.seq) > (known.incarnation, known.seq):
+            entry.status = status
+
+    def forget(self, source: PeerId, peer: PeerId) -> None:
+        """`source` says a provider has gone; it stays while somebody else still reports it."""
+        entry = self._entries.get(peer)
+        if entry is not None and entry.heard.pop(source, None) is not None and not entry.heard:
+            self._remove(entry)
+
+    def restart(self, source: PeerId) -> None:
+        """`source` starts anew: what it reported and does not repeat is forgotten in the end."""
+        for entry in self._entries.values():
+            if source in entry.heard:
+                entry.heard[source] = min(entry.heard[source], 0.0)
+
+    def settle(self, source: PeerId) -> None:
+        """The new start of `source` is complete: forget what it did not repeat."""
+        for entry in list(self._entries.values()):
+            if entry.heard.get(source) == 0.0:
+                self.forget(source, entry.peer)
+
+    def expire(self, now: float) -> list[PeerId]:
+        """Forget whom nobody reported for `STATUS_SECONDS_MAX`; returns who that was."""
+        gone: list[PeerId] = []
+        for entry in list(self._entries.values()):
+            for source, heard in list(entry.heard.items()):
+                linked = source == entry.peer and entry.linked
+                if not linked and now - heard > STATUS_SECONDS_MAX:
+                    del entry.heard[source]
+            if not entry.heard:
+                self._remove(entry)
+                gone.append(entry.peer)
+        return gone
+
+    def linked(self, peer: PeerId, path: str, now: float) -> None:
+        """A link to the provider is open."""
+        entry = self._entries.get(peer)
+        if entry is not None:
+            entry.linked, entry.suspect, entry.draining, entry.path = True, False, False, path
+            entry.heard[peer] = now
+
+    def unlinked(self, peer: PeerId) -> None:
+        """The link to the provider is gone; relays may still report it."""
+        entry = self._entries.get(peer)
+        if entry is not None:
+            entry.linked, entry.suspect, entry.path = False, False, ""
+            self.forget(peer, peer)
+
+    def link_state(self, peer: PeerId, *, suspect: bool, draining: bool) -> None:
+        """The link to the provider changed."""
+        entry = self._entries.get(peer)
+        if entry is not None:
+            entry.suspect, entry.draining = suspect, draining
+
+    def begun(self, peer: PeerId, rtt_seconds: float | None = None) -> None:
+        """A request was sent to the provider."""
+        entry = self._entries.get(peer)
+        if entry is not None:
+            self._choices += 1
+            entry.in_flight += 1
+            entry.chosen = self._choices
+            entry.rtt_seconds = rtt_seconds if rtt_seconds is not None else entry.rtt_seconds
+
+    def ended(self, peer: PeerId, *, failed: bool, now: float) -> None:
+        """A request to the provider ended; `failed` means through the provider's fault."""
+        entry = self._entries.get(peer)
+        if entry is None:
+            return
+        entry.in_flight = max(0, entry.in_flight - 1)
+        if not failed:
+            entry.failures, entry.penalty_until = 0, 0.0
+            return
+        entry.failures += 1
+        penalty = PENALTY_SECONDS * 2 ** min(entry.failures - 1, 10)
+        entry.penalty_until = now + min(penalty, PENALTY_SECONDS_MAX)
+
+    def _unlist(self, entry: ProviderEntry) -> None:
+        for model in entry.descriptor.models:
+            peers = self._by_model.get(model.name)
+            if peers is not None:
+                peers.discard(entry.peer)
+                if not peers:
+                    del self._by_model[model.name]
+
+    def _remove(self, entry: ProviderEntry) -> None:
+        self._unlist(entry)
+        del self._entries[entry.peer]
+
+
+def _version(descriptor: Descriptor) -> tuple[int, int]:
+    return descriptor.incarnation, descriptor.revision
