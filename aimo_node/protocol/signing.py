@@ -1,0 +1,22 @@
+"""What an Ed25519 signature on the wire covers: a domain tag, then the exact bytes as sent.
+
+Pure: keys stay with whoever signs. A signature never covers a re-encoding, so a receiver verifies
+the bytes it got and only then reads them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+DESCRIPTOR_TAG: Final = b"aimo-descriptor-1\0"
+MESSAGE_TAG: Final = b"aimo-message-1\0"
+
+
+def descriptor_bytes_to_sign(body: bytes) -> bytes:
+    """What the provider signs, given the encoded `DescriptorBody`: `Descriptor.body`."""
+    return DESCRIPTOR_TAG + body
+
+
+def message_bytes_to_sign(body: bytes) -> bytes:
+    """What a gossip sender signs, given the encoded `MessageBody`: `MessageFrame.body`."""
+    return MESSAGE_TAG + body
