@@ -10,7 +10,7 @@ from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_resch
 
 from aimo_node.domain.answer import AnswerPart, Finish
 from aimo_node.domain.ids import ContentType, Endpoint, PeerId, RequestId
-from aimo_node.errors import CodedError, InvalidRequest
+from aimo_node.errors import CodedError, InvalidRequest, RequestCancelled
 from aimo_node.protocol.events import PartReceived, RequestReceived
 
 if TYPE_CHECKING:
@@ -152,8 +152,9 @@ class ServedRequest:
         return body or b""
 
     def send_text(self, delta: str) -> None:
-        """Send text; queued without bound check, look at `backlog_bytes`."""
-        self._answering.send_text(self.request_id, delta)
+        """Send text; stops the request when too much waits for a slow consumer."""
+        if self._answering.send_text(self.request_id, delta):
+            self._overflow()
         self._link.flush()
 
     def send_json(self, choices: bytes) -> None:
@@ -162,8 +163,14 @@ class ServedRequest:
         Raises:
             PayloadTooLarge: over one frame.
         """
-        self._answering.send_json(self.request_id, choices)
+        if self._answering.send_json(self.request_id, choices):
+            self._overflow()
         self._link.flush()
+
+    def _overflow(self) -> None:
+        """The engine cannot be held back and the consumer does not keep up."""
+        self.fail(RequestCancelled("the consumer is too slow for an engine that cannot wait"))
+        self.scope.cancel()
 
     def finish(self, finish: Finish) -> None:
         """End a streamed answer."""

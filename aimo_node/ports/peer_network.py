@@ -82,7 +82,7 @@ class IncomingRequest(Protocol):
         """The whole body, once it is here."""
 
     def send_text(self, delta: str) -> None:
-        """Send text; queued without bound check, look at `backlog_bytes`."""
+        """Send text; stops the request when too much waits for a slow consumer."""
 
     def send_json(self, choices: bytes) -> None:
         """Send a JSON delta.

@@ -132,21 +132,29 @@ class Answering:
         self._end(request_id, state)
         events.append(RequestWithdrawn(request_id, frame.chunk_index))
 
-    def send_text(self, request_id: RequestId, delta: str) -> None:
-        """Queue a text delta; ignored if the request has gone."""
-        state = self.requests.get(request_id)
-        if state is not None:
-            state.send_text(delta)
+    def send_text(self, request_id: RequestId, delta: str) -> bool:
+        """Queue a text delta; ignored if the request has gone.
 
-    def send_json(self, request_id: RequestId, choices: bytes) -> None:
-        """Queue a JSON delta; ignored if the request has gone.
+        Returns:
+            True if more than `BACKLOG_BYTES_MAX` wait for credit: the request is to be given up.
+        """
+        state = self.requests.get(request_id)
+        if state is None:
+            return False
+        state.send_text(delta)
+        return state.backlog_bytes > limits.BACKLOG_BYTES_MAX
+
+    def send_json(self, request_id: RequestId, choices: bytes) -> bool:
+        """Queue a JSON delta; ignored if the request has gone. Returns the same as `send_text`.
 
         Raises:
             PayloadTooLarge: over one frame.
         """
         state = self.requests.get(request_id)
-        if state is not None:
-            state.send_json(choices)
+        if state is None:
+            return False
+        state.send_json(choices)
+        return state.backlog_bytes > limits.BACKLOG_BYTES_MAX
 
     def finish(self, request_id: RequestId, finish: Finish) -> None:
         """End a streamed answer; ignored if the request has gone."""

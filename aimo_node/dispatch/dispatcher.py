@@ -1,0 +1,190 @@
+"""The edge's side of a request: admit it, choose who answers, hand out the answer.
+
+Owns the routing table, which the mesh feeds with what it hears of providers.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Final
+
+import structlog
+import trio
+
+from aimo_node.dispatch.attempts import RoutedAnswer
+from aimo_node.dispatch.inference import InferenceRequest, ProviderView
+from aimo_node.domain.ids import PeerId, RequestId, split_pinned
+from aimo_node.domain.models import Health, ModelInfo
+from aimo_node.errors import (
+    CodedError,
+    Draining,
+    ModelNotFound,
+    NetworkError,
+    Overloaded,
+    ProviderNotFound,
+)
+from aimo_node.ports.peer_network import Exchange, OutgoingRequest, PeerNetwork
+from aimo_node.routing.policy import Decision, RouteRequest, choose
+from aimo_node.routing.table import ProviderEntry, RoutingTable
+
+log = structlog.get_logger()
+
+REQUESTS_MAX: Final = 4_096
+"""Requests in flight at one edge: each may hold a window of answer and a consumer's socket."""
+ATTEMPTS_MAX: Final = 4
+"""Candidates tried for one request: when four fail, a fifth would only add load."""
+EXPIRE_SECONDS: Final = 1.0
+
+
+class Dispatcher:
+    """Admits requests, routes them and fails over. One per edge."""
+
+    def __init__(self, network: PeerNetwork, table: RoutingTable) -> None:
+        self.table = table
+        self._network = network
+        self._requests: dict[RoutedAnswer, InferenceRequest] = {}
+        self._draining = False
+        self._idle = trio.Event()
+
+    async def run(self) -> None:
+        """Forget providers nobody reports any more; runs until cancelled."""
+        while True:
+            await trio.sleep(EXPIRE_SECONDS)
+            for peer in self.table.expire(trio.current_time()):
+                log.info("provider.forgotten", provider=peer)
+
+    async def open(self, request: InferenceRequest) -> RoutedAnswer:
+        """Admit the request and send it to the first candidate that takes it.
+
+        Raises:
+            CodedError: Draining, Overloaded, ModelNotFound, ProviderNotFound, or what the last
+                candidate said.
+        """
+        if self._draining:
+            raise Draining("this node is shutting down", retry_after_seconds=1)
+        if len(self._requests) >= REQUESTS_MAX:
+            raise Overloaded("this edge is at its limit", retry_after_seconds=1)
+        pinned, model = split_pinned(request.model)
+        route = RouteRequest(model, request.endpoint, request.provider or pinned)
+        now = trio.current_time()
+        decision = choose(route, self.table, now)
+        if not decision.candidates:
+            raise _nobody(route, decision)
+        answer = RoutedAnswer(
+            RequestId(uuid.uuid4().bytes),
+            model,
+            decision.candidates[:ATTEMPTS_MAX],
+            self,
+            deadline=now + request.deadline_seconds,
+        )
+        self._requests[answer] = request
+        try:
+            await answer.attempt()
+        except BaseException:
+            answer.cancel()
+            raise
+        return answer
+
+    async def open_exchange(self, peer: PeerId, answer: RoutedAnswer) -> Exchange:
+        """Send the answer's request to `peer`.
+
+        Raises:
+            CodedError: the peer cannot be reached or does not take it.
+        """
+        request = self._requests[answer]
+        left = answer.deadline - trio.current_time()
+        outgoing = OutgoingRequest(
+            request_id=RequestId(uuid.uuid4().bytes) if answer.attempts > 1 else answer.request_id,
+            endpoint=request.endpoint,
+            body=request.body,
+            stream=request.stream,
+            deadline_ms=max(1, int(left * 1000)),
+            public_id=request.consumer,
+        )
+        self.table.begun(peer)
+        try:
+            return await self._network.open_exchange(peer, outgoing)
+        except BaseException as error:
+            unreachable = isinstance(error, NetworkError)
+            self.table.ended(peer, failed=unreachable, now=trio.current_time())
+            raise
+
+    def attempt_ended(self, peer: PeerId, *, failed: bool) -> None:
+        """A provider is done with a request; `failed` through its own fault."""
+        self.table.ended(peer, failed=failed, now=trio.current_time())
+
+    def answer_ended(self, answer: RoutedAnswer) -> None:
+        """The consumer is done with the answer."""
+        self._requests.pop(answer, None)
+        if not self._requests:
+            self._idle.set()
+
+    @property
+    def draining(self) -> bool:
+        """True once no new requests are taken."""
+        return self._draining
+
+    @property
+    def running(self) -> int:
+        """Requests in flight."""
+        return len(self._requests)
+
+    def drain(self) -> None:
+        """Take no new requests."""
+        self._draining = True
+
+    async def wait_idle(self) -> None:
+        """Return when no request is in flight."""
+        while self._requests:
+            self._idle = trio.Event()
+            await self._idle.wait()
+
+    def providers(self) -> Sequence[ProviderView]:
+        """Everybody this node knows, also those that are offline."""
+        now = trio.current_time()
+        return [_view(entry, now) for entry in sorted(self.table, key=lambda entry: entry.peer)]
+
+    def models(self) -> Sequence[ModelInfo]:
+        """Each model some provider serves now, once, by name."""
+        return self.table.models()
+
+
+def _nobody(route: RouteRequest, decision: Decision) -> CodedError:
+    if route.provider is not None and not decision.provider_known:
+        return ProviderNotFound(f"no provider {route.provider} is known in this mesh")
+    if not decision.model_known:
+        return ModelNotFound(
+            f"no provider in this mesh serves the model {route.model!r}; "
+            "GET /v1/models lists what is there",
+            param="model",
+        )
+    if route.provider is not None:
+        return ModelNotFound(
+            f"provider {route.provider} does not serve {route.model!r} now", param="model"
+        )
+    reasons = sorted({str(verdict) for _, verdict in decision.excluded})
+    return Overloaded(
+        f"no provider of {route.model!r} can take a request now ({', '.join(reasons)})",
+        retry_after_seconds=2,
+    )
+
+
+def _view(entry: ProviderEntry, now: float) -> ProviderView:
+    load = entry.load
+    status = "suspect" if entry.suspect else entry.health.text
+    if entry.health is Health.OFFLINE:
+        status = Health.OFFLINE.text
+    return ProviderView(
+        peer=entry.peer,
+        models=entry.descriptor.models,
+        status=status,
+        running=max(load.running, entry.in_flight),
+        waiting=load.waiting,
+        load=load.load,
+        path=entry.path,
+        engine=entry.descriptor.engine,
+        region=entry.descriptor.region,
+        version=entry.descriptor.version,
+        seen_seconds_ago=max(0.0, now - entry.heard_at),
+    )
