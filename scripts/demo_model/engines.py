@@ -43,13 +43,14 @@ def llama_cpp(path: str, threads: int, slots: int = 1) -> Engine:
 
     params = xllamacpp.CommonParams()
     params.model.path = path
-    # The engine opens a listener in any case: a socket file is out of everyone's way.
-    folder = tempfile.TemporaryDirectory(prefix="aimo-demo-model-")
-    params.hostnames = [f"{folder.name}/engine.sock"]
     params.n_ctx, params.n_parallel, params.n_gpu_layers = CONTEXT_TOKENS * slots, slots, 0
     params.cpuparams.n_threads = threads
     params.warmup, params.use_jinja, params.verbosity = False, True, -1
-    server = xllamacpp.Server(params)
+    # The engine opens a listener in any case. Nobody will connect to it, so it gets a socket file
+    # that is gone at once, and not a port.
+    with tempfile.TemporaryDirectory(prefix="aimo-demo-model-") as folder:
+        params.hostnames = [f"{folder}/engine.sock"]
+        server = xllamacpp.Server(params)
 
     def stream(body: Body) -> list[Body]:
         chunks: list[Body] = []
