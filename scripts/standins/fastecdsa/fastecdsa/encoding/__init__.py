@@ -1,0 +1,1 @@
+"""Encodings of public keys and integers."""
