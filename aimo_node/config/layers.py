@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from aimo_node.config.settings import KEYS, SECTIONS, home_folder, variable_of
+from aimo_node.config.places import config_folder
+from aimo_node.config.settings import KEYS, SECTIONS, variable_of
 from aimo_node.errors import ConfigError
 
 FILE_NAME: Final = "aimo.toml"
@@ -43,9 +44,7 @@ class Layer:
 
 def find_file(environ: Mapping[str, str]) -> Path | None:
     """`aimo.toml` in the current folder, or else in the XDG configuration folder."""
-    root = environ.get("XDG_CONFIG_HOME", "")
-    home = Path(root) if root.startswith("/") else home_folder() / ".config"
-    for candidate in (Path(FILE_NAME), home / "aimo" / FILE_NAME):
+    for candidate in (Path(FILE_NAME), config_folder(environ) / FILE_NAME):
         if candidate.is_file():
             return candidate.absolute()
     return None

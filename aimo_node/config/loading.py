@@ -11,7 +11,8 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource
 
 from aimo_node.config.layers import Layer, find_file, read_environment, read_file
-from aimo_node.config.settings import KEYS, Settings, default_state_folder
+from aimo_node.config.places import default_state_folder
+from aimo_node.config.settings import KEYS, KEYS_BY_ROLE, Settings
 from aimo_node.errors import ConfigError
 
 _EXPECTED = {
@@ -66,7 +67,8 @@ def load_settings(
 
 
 def _origin(key: str, layers: Sequence[Layer]) -> str:
-    return next((layer.origins[key] for layer in layers if key in layer.origins), "default")
+    default = "default, by role" if key in KEYS_BY_ROLE else "default"
+    return next((layer.origins[key] for layer in layers if key in layer.origins), default)
 
 
 def _build(layers: Sequence[Layer]) -> Settings:
@@ -91,7 +93,9 @@ def _explain(details: ErrorDetails, origins: Mapping[str, str]) -> str:
         expected = str(context["error"])
     else:
         expected = _EXPECTED.get(kind) or details["msg"].replace("Input should", "it should")
-    where = f" ({origins[key]})" if key in origins and origins[key] != "default" else ""
+    where = (
+        f" ({origins[key]})" if key in origins and not origins[key].startswith("default") else ""
+    )
     return f"{key}{_index(location[2:])}: {expected}{where}"
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Final, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from aimo_node.config.places import default_state_folder
 from aimo_node.domain.ids import Role
 from aimo_node.domain.join import parse_join
 from aimo_node.errors import ConfigError
@@ -25,20 +26,6 @@ _LOOPBACK_LISTEN: Final = "/ip4/127.0.0.1/tcp/0"
 _EDGE_HTTP: Final = "127.0.0.1:8000"
 _LIST_MAX: Final = 64
 """Longest list in a configuration; a longer one is a mistake."""
-
-
-def default_state_folder(environ: Mapping[str, str]) -> Path:
-    """`$XDG_STATE_HOME/aimo`, or `~/.local/state/aimo`."""
-    root = environ.get("XDG_STATE_HOME", "")
-    return (Path(root) if root.startswith("/") else home_folder() / ".local" / "state") / "aimo"
-
-
-def home_folder() -> Path:
-    """The user's home, or `/` for a user without one, as in some containers."""
-    try:
-        return Path.home()
-    except RuntimeError:
-        return Path("/")
 
 
 def split_host_port(text: str) -> tuple[str, int]:
@@ -126,6 +113,11 @@ class NodeSettings(Section):
         le=3600,
         description="How long running requests may still take after SIGTERM.",
     )
+
+    @property
+    def identity_file(self) -> Path:
+        """Where the node's private key lies; made at the first start."""
+        return self.state / "identity.pem"
 
 
 class MeshSettings(Section):
@@ -296,6 +288,9 @@ KEYS: Final = tuple(
     f"{section}.{name}" for section, model in SECTIONS.items() for name in model.model_fields
 )
 """Every setting as `section.key`."""
+
+KEYS_BY_ROLE: Final = frozenset({"mesh.listen", "provider.engine", "edge.http"})
+"""Those whose default `Settings.for_roles` fills in."""
 
 
 def variable_of(key: str) -> str:

@@ -1,0 +1,43 @@
+"""`aimo peers`: the providers a running edge knows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from aimo_node.cli.edge_client import EdgeClient, edge_flag, key_file_flag, read_key
+from aimo_node.cli.listing import print_table
+
+_COLUMNS = ("peer id", "models", "status", "running", "waiting", "path", "engine", "region")
+
+
+@click.command("peers")
+@edge_flag
+@key_file_flag
+@click.option("--json", "as_json", is_flag=True, help="Print the edge's answer as JSON.")
+def command(*, edge: str, key_file: str | None, as_json: bool) -> None:
+    """List the providers that an edge knows, and how busy they are.
+
+    \b
+    Example:
+      aimo peers --edge http://127.0.0.1:8000
+    """
+    client = EdgeClient(edge, read_key(key_file))
+    answer = client.get("/v1/providers")
+    if as_json:
+        click.echo(json.dumps(answer, ensure_ascii=False))
+        return
+    providers = answer.get("data") or []
+    if not providers:
+        click.echo("no providers have joined yet", err=True)
+        return
+    print_table(_COLUMNS, [_row(provider) for provider in providers])
+
+
+def _row(provider: Mapping[str, Any]) -> tuple[object, ...]:
+    models = ", ".join(str(model) for model in provider.get("models") or ())
+    plain = ("status", "running", "waiting", "path", "engine", "region")
+    return (provider.get("id", ""), models, *(provider.get(name, "") for name in plain))

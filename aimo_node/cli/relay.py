@@ -1,0 +1,27 @@
+"""`aimo relay`: bootstrap, directory and circuit relay."""
+
+from __future__ import annotations
+
+import click
+
+from aimo_node.cli.flags import join_file_flag, node_flags
+
+
+@click.command("relay")
+@node_flags
+@join_file_flag
+@click.pass_context
+def command(context: click.Context, /, **_flags: object) -> int:
+    """Help nodes find and reach each other; needs no GPU.
+
+    Makes a mesh secret at its first start and prints the string that others join with.
+
+    \b
+    Example:
+      aimo relay
+      aimo relay --listen /ip4/0.0.0.0/tcp/4001 --http 127.0.0.1:9090
+    """
+    from aimo_node.cli.running import run_command
+    from aimo_node.domain.ids import Role
+
+    return run_command(context, Role.RELAY)
