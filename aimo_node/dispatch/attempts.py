@@ -153,7 +153,6 @@ class RoutedAnswer:
 async def _receive_until(exchange: Exchange, deadline: float) -> Sequence[AnswerPart]:
     if deadline == math.inf:
         return await exchange.receive()
-    parts: Sequence[AnswerPart] = ()
-    with trio.move_on_at(deadline):
+    with trio.move_on_at(deadline) as patience:
         parts = await exchange.receive()
-    return parts
+    return () if patience.cancelled_caught else parts

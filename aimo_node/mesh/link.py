@@ -104,6 +104,8 @@ class Link:
         self.path = path
         self.opened = trio.Event()
         self.closed = trio.Event()
+        self.settled = trio.Event()
+        """Set once it is known whether the link opened."""
         self.close_code = CloseCode.Normal
         self.close_message = ""
         self._observer = observer
@@ -184,7 +186,7 @@ class Link:
         self.flush()
 
     def drain(self) -> None:
-        """Take no new requests over this link; running ones finish."""
+        """Take no new requests over this link; it ends with the last running one."""
         self.session.drain()
         self.flush()
 
@@ -243,6 +245,8 @@ class Link:
         while not session.closed:
             await trio.sleep_until(session.next_deadline())
             self._handle(session.handle_deadline(trio.current_time()))
+            if session.draining and not session.busy:
+                self.close(CloseCode.Draining, "drained")
             self._output.wake()
 
     async def _say_goodbye(self) -> None:
@@ -277,6 +281,7 @@ class Link:
                 self._tell_served(event)
             case LinkOpened():
                 self.opened.set()
+                self.settled.set()
                 self._observer.link_opened(self)
             case LinkClosed():
                 self.close_code, self.close_message = event.close_code, event.message
@@ -328,6 +333,7 @@ class Link:
         if self.closed.is_set():
             return
         self.closed.set()
+        self.settled.set()
         error = NetworkError(f"the link to the provider was lost: {message}")
         for exchange in list(self._exchanges.values()):
             exchange.fail(error)

@@ -14,6 +14,8 @@ from aimo_node.domain.models import Descriptor, EngineState, Health, Load, Model
 
 STATUS_SECONDS_MAX: Final = 20.0
 """Four missed heartbeats: a provider nobody reports any more is forgotten by then."""
+RESTART_SECONDS: Final = 6.0
+"""A provider notices within a second that its relay is back, and backs off at most five."""
 PROVIDERS_MAX: Final = 20_000
 """What a table may hold; more than any mesh we route in today."""
 PENALTY_SECONDS: Final = 2.0
@@ -126,17 +128,15 @@ class RoutingTable:
         if entry is not None and entry.heard.pop(source, None) is not None and not entry.heard:
             self._remove(entry)
 
-    def restart(self, source: PeerId) -> None:
-        """`source` starts anew: what it reported and does not repeat is forgotten in the end."""
+    def restart(self, source: PeerId, now: float) -> None:
+        """`source` starts anew: what it does not repeat within `RESTART_SECONDS` is forgotten.
+
+        Not at once, because a relay that was restarted hears of its providers again one by one.
+        """
+        stale = now - STATUS_SECONDS_MAX + RESTART_SECONDS
         for entry in self._entries.values():
             if source in entry.heard:
-                entry.heard[source] = min(entry.heard[source], 0.0)
-
-    def settle(self, source: PeerId) -> None:
-        """The new start of `source` is complete: forget what it did not repeat."""
-        for entry in list(self._entries.values()):
-            if entry.heard.get(source) == 0.0:
-                self.forget(source, entry.peer)
+                entry.heard[source] = min(entry.heard[source], stale)
 
     def expire(self, now: float) -> list[PeerId]:
         """Forget whom nobody reported for `STATUS_SECONDS_MAX`; returns who that was."""

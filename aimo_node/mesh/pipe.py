@@ -1,0 +1,83 @@
+"""A byte stream inside the process: how a node reaches its own provider, and what tests use."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import trio
+
+from aimo_node.domain.ids import PeerId
+from aimo_node.errors import NetworkError
+
+PIPE_BYTES_MAX: Final = 1024 * 1024
+"""What one side may have written before the other reads: as much as a socket buffers."""
+
+
+class _Channel:
+    """Bytes in one direction."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.closed = False
+        self.changed = trio.Condition()
+
+
+class PipeEnd:
+    """One end of a pipe; satisfies `link.ByteStream`."""
+
+    def __init__(
+        self, peer: PeerId, incoming: _Channel, outgoing: _Channel, *, initiator: bool
+    ) -> None:
+        self.peer = peer
+        self.initiator = initiator
+        self.remote_address = "local"
+        self._incoming = incoming
+        self._outgoing = outgoing
+
+    async def read(self, max_bytes: int = 65_536) -> bytes:
+        """What has arrived; empty at the end."""
+        channel = self._incoming
+        async with channel.changed:
+            while not channel.data and not channel.closed:
+                await channel.changed.wait()
+            data = bytes(channel.data[:max_bytes])
+            del channel.data[:max_bytes]
+            channel.changed.notify_all()
+        return data
+
+    async def write(self, data: bytes) -> None:
+        """Write all of `data`; waits while the other side does not read.
+
+        Raises:
+            NetworkError: the pipe is closed.
+        """
+        channel = self._outgoing
+        async with channel.changed:
+            while len(channel.data) >= PIPE_BYTES_MAX and not channel.closed:
+                await channel.changed.wait()
+            if channel.closed:
+                raise NetworkError("the pipe is closed")
+            channel.data += data
+            channel.changed.notify_all()
+
+    async def close(self) -> None:
+        """End both directions; what was written can still be read."""
+        for channel in (self._incoming, self._outgoing):
+            async with channel.changed:
+                channel.closed = True
+                channel.changed.notify_all()
+
+    async def reset(self) -> None:
+        """End both directions and drop what was not read."""
+        self._incoming.data.clear()
+        self._outgoing.data.clear()
+        await self.close()
+
+
+def open_pipe(first: PeerId, second: PeerId) -> tuple[PipeEnd, PipeEnd]:
+    """The end that `first` holds, as initiator, and the end that `second` holds."""
+    forth, back = _Channel(), _Channel()
+    return (
+        PipeEnd(second, back, forth, initiator=True),
+        PipeEnd(first, forth, back, initiator=False),
+    )
