@@ -1,0 +1,1 @@
+"""Our own routes: who provides, a request to one provider, several over one WebSocket."""
