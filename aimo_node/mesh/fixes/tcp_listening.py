@@ -1,0 +1,149 @@
+"""Fault: libp2p's listener outlives a cancelled host, keeps one task and one slot for ever for
+every connection it has accepted, and shares its port silently with a second node.
+
+After as many connections as it allows at once – over its whole life – it accepts no more. This
+listener lives in the host's nursery and ends what it began when the socket closes.
+"""
+
+from __future__ import annotations
+
+import socket as stdlib_socket
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import structlog
+import trio
+
+from aimo_node.mesh.fixes.connection_flood import ArrivalGate
+from aimo_node.mesh.fixes.library import (
+    TCP,
+    IListener,
+    Multiaddr,
+    OpenConnectionError,
+    RawConnection,
+)
+from aimo_node.mesh.fixes.read_ahead import BufferedTcpStream
+from aimo_node.mesh.fixes.tcp_addresses import socket_multiaddr, tcp_endpoint
+
+log = structlog.get_logger()
+
+ConnectionHandler = Callable[[BufferedTcpStream], Awaitable[None]]
+
+_BACKLOG: Final = 512
+"""Connects the kernel keeps while a burst is being accepted."""
+
+
+class TcpTransport(TCP):  # type: ignore[misc]
+    """Dials and listens with `BufferedTcpStream`.
+
+    Args:
+        gate: who may come in.
+        nursery: where listeners and accepted connections run; the host's.
+    """
+
+    def __init__(self, gate: ArrivalGate, nursery: trio.Nursery) -> None:
+        super().__init__()
+        self._gate = gate
+        self._nursery = nursery
+        self.listen_errors: dict[str, str] = {}
+        """Why an address could not be listened on; libp2p only says that it could not."""
+
+    async def dial(self, maddr: Multiaddr) -> RawConnection:
+        """Connect to an address of the form ``/ip4/…/tcp/…``; names were resolved before."""
+        host, port = tcp_endpoint(maddr)
+        try:
+            stream = await trio.open_tcp_stream(host, port)
+        except OSError as error:
+            raise OpenConnectionError(f"cannot connect to {maddr}: {error}") from error
+        return RawConnection(BufferedTcpStream(stream), True)  # noqa: FBT003 (libp2p's signature)
+
+    def create_listener(self, handler_function: ConnectionHandler) -> TcpListener:
+        """A listener that hands every admitted connection to libp2p's `handler_function`."""
+        return TcpListener(handler_function, self._gate, self._nursery, self.listen_errors)
+
+
+class TcpListener(IListener):  # type: ignore[misc]
+    """One listening socket, and the connections that came through it."""
+
+    def __init__(
+        self,
+        handler: ConnectionHandler,
+        gate: ArrivalGate,
+        nursery: trio.Nursery,
+        errors: dict[str, str],
+    ) -> None:
+        self._handler = handler
+        self._gate = gate
+        self._nursery = nursery
+        self._errors = errors
+        self._listeners: list[trio.SocketListener] = []
+        self._accepting = trio.CancelScope()
+
+    async def listen(self, maddr: Multiaddr) -> None:
+        """Bind and start accepting.
+
+        Raises:
+            OpenConnectionError: the address cannot be bound.
+        """
+        try:
+            listener = await _bind(*tcp_endpoint(maddr))
+        except (OSError, OpenConnectionError) as error:
+            self._errors[str(maddr)] = f"cannot listen on {maddr}: {error}"
+            raise OpenConnectionError(self._errors[str(maddr)]) from error
+        self._listeners.append(listener)
+        self._nursery.start_soon(self._accept_all, listener)
+
+    def get_addrs(self) -> tuple[Multiaddr, ...]:
+        """The addresses in use, with the ports the system chose."""
+        return tuple(
+            socket_multiaddr(*listener.socket.getsockname()[:2]) for listener in self._listeners
+        )
+
+    async def close(self) -> None:
+        """Stop accepting. Accepted connections are not touched."""
+        self._accepting.cancel()
+        for listener in self._listeners:
+            listener.socket.close()
+        self._listeners.clear()
+        await trio.lowlevel.checkpoint()
+
+    async def _accept_all(self, listener: trio.SocketListener) -> None:
+        with self._accepting:
+            # Waits and goes on by itself while the process is out of descriptors.
+            await trio.serve_listeners(self._serve, [listener], handler_nursery=self._nursery)
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        tcp = BufferedTcpStream(stream)
+        remote = tcp.get_remote_address()
+        arrival = self._gate.admit(remote[0], tcp) if remote is not None else None
+        if arrival is None:
+            tcp.close_now()
+            return
+        with trio.CancelScope() as scope:
+            # libp2p's handler never returns by itself, not even when the connection is over.
+            tcp.on_closed = scope.cancel
+            tcp.on_upgraded = lambda: self._gate.establish(arrival)
+            try:
+                await self._handler(tcp)
+            except Exception:
+                # Root of the connection's task: libp2p's own handler lets nothing out, so this
+                # is a bug; it must not end the host.
+                log.exception("connection.failed", address=remote)
+            finally:
+                tcp.close_now()
+                self._gate.leave(arrival)
+
+
+async def _bind(host: str, port: int) -> trio.SocketListener:
+    family = stdlib_socket.AF_INET6 if ":" in host else stdlib_socket.AF_INET
+    listening = trio.socket.socket(family, stdlib_socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_REUSEADDR, 1)
+        if family == stdlib_socket.AF_INET6:
+            listening.setsockopt(stdlib_socket.IPPROTO_IPV6, stdlib_socket.IPV6_V6ONLY, 1)
+        await listening.bind((host, port))
+        listening.listen(_BACKLOG)
+    except BaseException:
+        listening.close()
+        raise
+    return trio.SocketListener(listening)

@@ -1,0 +1,309 @@
+"""The libp2p host: listening, dialling, and one protocol on top, `/aimo/link/1`.
+
+Everything libp2p does wrong is dealt with in `fixes/`; nothing above this file sees libp2p.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Any, Final
+
+import structlog
+import trio
+
+from aimo_node.domain.ids import PeerId
+from aimo_node.errors import ConfigError, NetworkError
+from aimo_node.mesh.fixes.background_work import ReticentHost
+from aimo_node.mesh.fixes.connection_flood import ArrivalGate
+from aimo_node.mesh.fixes.direct_dial import LIBRARY_ERRORS, race_addresses
+from aimo_node.mesh.fixes.handler_errors import contain_errors
+from aimo_node.mesh.fixes.library import (
+    ID,
+    ConnectionConfig,
+    Multiaddr,
+    MultiselectCommunicator,
+    PeerStore,
+    RetryConfig,
+    Swarm,
+    ed25519_key_pair,
+)
+from aimo_node.mesh.fixes.limits import HostLimits
+from aimo_node.mesh.fixes.muxer_choice import accept_ed25519_only, build_upgrader
+from aimo_node.mesh.fixes.tcp_addresses import (
+    expand_wildcards,
+    is_dialable,
+    parse_multiaddr,
+    resolve,
+)
+from aimo_node.mesh.fixes.tcp_listening import TcpTransport
+from aimo_node.mesh.identity import KeyPair
+from aimo_node.mesh.link_stream import LinkStream
+from aimo_node.mesh.unlinked import UnlinkedConnections
+
+log = structlog.get_logger()
+
+__all__ = ["LINK_PROTOCOL", "HostLimits", "LinkStream", "MeshHost"]
+
+LINK_PROTOCOL: Final = "/aimo/link/1"
+
+_SWEEPS_PER_PERIOD: Final = 4
+"""A connection without a link is closed at most a quarter too late."""
+
+_SHUTDOWN_SECONDS_MAX: Final = 2.0
+_CONNECTIONS_PER_PEER_MAX: Final = 4
+"""Two after a simultaneous dial; a dead one or two may linger after a change of networks."""
+
+OnStream = Callable[[LinkStream], Awaitable[None]]
+
+
+class MeshHost:
+    """Owns the libp2p host; an async context manager.
+
+    Args:
+        identity: the node's key pair.
+        listen: multiaddresses to listen on, ``/ip4/…/tcp/…``; may be empty.
+        limits: what strangers and peers may cost.
+        protocol: the protocol of links.
+        on_stream: called in a task of its own with every stream a peer opens. When it returns
+            the stream is closed; when it raises, that is logged and the stream is reset.
+    """
+
+    def __init__(
+        self,
+        identity: KeyPair,
+        listen: Sequence[str],
+        *,
+        limits: HostLimits,
+        protocol: str = LINK_PROTOCOL,
+        on_stream: OnStream,
+    ) -> None:
+        self.peer_id = identity.peer_id
+        self._identity = identity
+        self._listen = listen
+        self._limits = limits
+        self._protocol = protocol
+        self._on_stream = on_stream
+        self._stack = AsyncExitStack()
+        self._dialing: dict[PeerId, trio.Event] = {}
+        self._nursery: trio.Nursery
+        self._swarm: Swarm
+        self._host: ReticentHost
+
+    async def __aenter__(self) -> MeshHost:
+        """Start listening.
+
+        Raises:
+            ConfigError: an address is malformed or cannot be listened on.
+        """
+        addresses = [_parse_listen(text) for text in self._listen]
+        async with AsyncExitStack() as stack:
+            self._nursery = await stack.enter_async_context(trio.open_nursery())
+            stack.callback(self._nursery.cancel_scope.cancel)
+            transport = TcpTransport(ArrivalGate(self._limits), self._nursery)
+            self._swarm = self._build_swarm(transport)
+            self._host = ReticentHost(self._swarm)
+            self._swarm.set_stream_handler(contain_errors(self._host.serve))
+            self._host.set_stream_handler(self._protocol, self._serve)
+            await stack.enter_async_context(self._host.run([]))
+            stack.push_async_callback(self._close_everything)
+            for address in addresses:
+                if not await self._swarm.listen(address):
+                    reason = transport.listen_errors.get(str(address), "not possible")
+                    raise ConfigError(f"{reason}; choose another address with --listen")
+            self._nursery.start_soon(self._sweep_unlinked)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> bool | None:
+        return await self._stack.__aexit__(exc_type, exc_val, exc_tb)
+
+    def addresses(self) -> list[str]:
+        """Full multiaddresses, ``…/p2p/PEER``; wildcards expanded, loopback last."""
+        bound = [
+            address
+            for listener in self._swarm.listeners.values()
+            for address in listener.get_addrs()
+        ]
+        return [f"{address}/p2p/{self.peer_id}" for address in expand_wildcards(bound)]
+
+    def connected_peers(self) -> list[PeerId]:
+        """Everybody with at least one connection; not all of them need have a link."""
+        return [
+            PeerId(peer_id.to_base58())
+            for peer_id in self._swarm.connections
+            if self._live_connections(peer_id)
+        ]
+
+    @property
+    def libp2p_host(self) -> ReticentHost:
+        """libp2p's own host, for the parts of the mesh that run other protocols on it."""
+        return self._host
+
+    async def dial(self, peer: PeerId, addresses: Sequence[str]) -> LinkStream:
+        """Open a stream to `peer`, over the connection there is or a new one.
+
+        Args:
+            peer: who must answer.
+            addresses: where to look for it, best first; with or without ``/p2p/…``.
+
+        Raises:
+            NetworkError: nobody there, refused, too slow, or somebody else answered.
+        """
+        seconds_max = self._limits.dial_seconds_max
+        try:
+            with trio.fail_after(seconds_max):
+                return await self._dial(ID.from_base58(peer), peer, addresses)
+        except trio.TooSlowError as error:
+            raise NetworkError(f"{peer} did not answer within {seconds_max:g} s") from error
+        except LIBRARY_ERRORS as error:
+            raise NetworkError(f"cannot open a stream to {peer}: {error}") from error
+
+    async def disconnect(self, peer: PeerId) -> None:
+        """Close every connection to `peer`."""
+        async with trio.open_nursery() as nursery:
+            for connection in self._live_connections(ID.from_base58(peer)):
+                nursery.start_soon(connection.close)
+
+    # --- starting ----------------------------------------------------------------------------
+
+    def _build_swarm(self, transport: TcpTransport) -> Swarm:
+        accept_ed25519_only()
+        limits = self._limits
+        key_pair = ed25519_key_pair(self._identity.seed)
+        peer_id = ID.from_pubkey(key_pair.public_key)
+        peerstore = PeerStore()
+        peerstore.add_key_pair(peer_id, key_pair)
+        config = ConnectionConfig(
+            # The pruner must never run: it closes whom it likes. The gate refuses instead.
+            max_connections=limits.connections_max,
+            high_watermark=limits.connections_max,
+            low_watermark=0,
+            min_connections=0,
+            max_connections_per_peer=_CONNECTIONS_PER_PEER_MAX,
+            dial_timeout=limits.dial_seconds_max,
+            inbound_upgrade_timeout=limits.handshake_seconds_max,
+            outbound_upgrade_timeout=limits.handshake_seconds_max,
+            inbound_stream_protocol_negotiation_timeout=limits.negotiation_seconds_max,
+            outbound_stream_protocol_negotiation_timeout=limits.negotiation_seconds_max,
+        )
+        return Swarm(
+            peer_id,
+            peerstore,
+            build_upgrader(key_pair, limits),
+            transports=[transport],
+            retry_config=RetryConfig(max_retries=0),
+            connection_config=config,
+        )
+
+    # --- streams -----------------------------------------------------------------------------
+
+    async def _serve(self, net_stream: Any) -> None:  # noqa: ANN401 (libp2p's NetStream)
+        stream = self._as_link_stream(net_stream, initiator=False)
+        try:
+            await self._on_stream(stream)
+        except NetworkError as error:
+            log.info("stream.lost", peer=stream.peer, reason=str(error))
+            await stream.reset()
+        else:
+            await stream.close()
+
+    def _as_link_stream(self, net_stream: Any, *, initiator: bool) -> LinkStream:  # noqa: ANN401
+        return LinkStream(
+            net_stream, initiator=initiator, write_seconds_max=self._limits.write_seconds_max
+        )
+
+    async def _dial(self, peer_id: ID, peer: PeerId, addresses: Sequence[str]) -> LinkStream:
+        if peer == self.peer_id:
+            raise NetworkError("that is this node itself")
+        for connection in self._live_connections(peer_id):
+            try:
+                return await self._open(connection)
+            except (*LIBRARY_ERRORS, trio.TooSlowError):
+                # The peer may have been restarted without our noticing: start afresh.
+                self._nursery.start_soon(connection.close)
+        return await self._open(await self._connect(peer_id, peer, addresses))
+
+    async def _open(self, connection: Any) -> LinkStream:  # noqa: ANN401 (libp2p's SwarmConn)
+        net_stream = await connection.new_stream()
+        try:
+            with trio.fail_after(self._limits.negotiation_seconds_max):
+                protocol = await self._host.multiselect_client.select_one_of(
+                    [self._protocol], MultiselectCommunicator(net_stream)
+                )
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await net_stream.reset()
+            raise
+        net_stream.set_protocol(protocol)
+        return self._as_link_stream(net_stream, initiator=True)
+
+    async def _connect(self, peer_id: ID, peer: PeerId, addresses: Sequence[str]) -> Any:  # noqa: ANN401
+        while peer in self._dialing:
+            await self._dialing[peer].wait()
+            for connection in self._live_connections(peer_id):
+                return connection
+        finished = self._dialing[peer] = trio.Event()
+        try:
+            candidates = await self._candidates(peer, addresses)
+            return await race_addresses(self._swarm, peer_id, candidates, self._nursery)
+        finally:
+            del self._dialing[peer]
+            finished.set()
+
+    async def _candidates(self, peer: PeerId, addresses: Sequence[str]) -> list[Multiaddr]:
+        candidates: list[Multiaddr] = []
+        for text in addresses:
+            plain, _, named = text.partition("/p2p/")
+            if named not in {"", peer}:
+                continue
+            address = parse_multiaddr(plain)
+            if is_dialable(address):
+                candidates += await resolve(address)
+        return list(dict.fromkeys(candidates))
+
+    # --- connections -------------------------------------------------------------------------
+
+    def _live_connections(self, peer_id: ID) -> list[Any]:
+        return [
+            connection
+            for connection in self._swarm.connections.get(peer_id, [])
+            if not connection.is_closed and connection.muxed_conn.is_established
+        ]
+
+    def _carries_link(self, connection: Any) -> bool:  # noqa: ANN401 (libp2p's SwarmConn)
+        return any(stream.get_protocol() == self._protocol for stream in connection.get_streams())
+
+    async def _sweep_unlinked(self) -> None:
+        seconds_max = self._limits.unlinked_seconds_max
+        unlinked = UnlinkedConnections(seconds_max)
+        while True:
+            await trio.sleep(seconds_max / _SWEEPS_PER_PERIOD)
+            idle = [one for one in self._swarm.get_connections() if not self._carries_link(one)]
+            for connection in unlinked.overdue(idle, trio.current_time()):
+                self._nursery.start_soon(connection.close)
+
+    async def _close_everything(self) -> None:
+        """Libp2p closes connections one after the other, a tenth of a second each."""
+        deadline = trio.current_time() + _SHUTDOWN_SECONDS_MAX
+        with trio.CancelScope(deadline=deadline, shield=True):
+            for listener in self._swarm.listeners.values():
+                await listener.close()
+            async with trio.open_nursery() as nursery:
+                for connection in self._swarm.get_connections():
+                    nursery.start_soon(connection.close)
+
+
+def _parse_listen(text: str) -> Multiaddr:
+    try:
+        return parse_multiaddr(text)
+    except ValueError as error:
+        raise ConfigError(
+            f"{error}; --listen takes addresses like /ip4/0.0.0.0/tcp/4001"
+        ) from error
