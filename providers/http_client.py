@@ -1,0 +1,133 @@
+"""HTTP to servers elsewhere, by httpx2: connection pool, TLS, and our own limit around it.
+
+Everything httpx2 raises becomes an `EngineFailed` here. Redirects are not followed, proxies and
+credentials from the environment are not used: prompts go where the owner said and nowhere else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import httpx2
+import trio
+
+from aimo_node.errors import ConfigError, EngineFailed
+
+CONNECT_SECONDS: Final = 10.0
+CONNECT_RETRIES: Final = 2
+"""Only connecting is tried again: a request that has been sent may have been carried out."""
+
+SILENCE_SECONDS: Final = 300.0
+"""How long an upstream may say nothing: a long prompt on a slow machine takes minutes."""
+
+KEEP_ALIVE_SECONDS: Final = 3.0
+"""Below the five seconds after which common servers close idle connections from their side."""
+
+PROBES_MAX: Final = 8
+"""Connections beside those of requests: health probes and token counts."""
+
+
+class HttpUpstream:
+    """A server by URL. Any number of tasks may ask at the same time.
+
+    Args:
+        root: scheme, host and port, such as ``https://api.example.com``.
+        requests_max: connections at a time; more wait. The pool itself has no limit, since it
+            loses places when a request is cancelled in the wrong moment.
+        api_key: sent as bearer token; never part of a message.
+        ca_file: certificates to trust in place of the usual ones.
+
+    Raises:
+        ConfigError: `ca_file` cannot be used.
+    """
+
+    def __init__(
+        self, root: str, *, requests_max: int, api_key: str = "", ca_file: Path | None = None
+    ) -> None:
+        transport = httpx2.AsyncHTTPTransport(
+            verify=_trust(ca_file),
+            limits=httpx2.Limits(
+                max_connections=None,
+                max_keepalive_connections=requests_max,
+                keepalive_expiry=KEEP_ALIVE_SECONDS,
+            ),
+            trust_env=False,
+            retries=CONNECT_RETRIES,
+        )
+        headers = {"accept-encoding": "identity", "user-agent": "aimo-node"}
+        if api_key:
+            headers["authorization"] = f"Bearer {api_key}"
+        self._client = httpx2.AsyncClient(
+            base_url=root,
+            headers=headers,
+            transport=transport,
+            timeout=httpx2.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS, pool=None),
+            follow_redirects=False,
+            trust_env=False,
+        )
+        self._limiter = trio.CapacityLimiter(requests_max + PROBES_MAX)
+
+    @contextlib.asynccontextmanager
+    async def request(self, method: str, path: str, body: bytes = b"") -> AsyncIterator[HttpReply]:
+        """See `Upstream`."""
+        headers = {"content-type": "application/json"} if body else {}
+        request = self._client.build_request(method, path, content=body or None, headers=headers)
+        async with self._limiter:
+            try:
+                response = await self._client.send(request, stream=True)
+            except httpx2.HTTPError as error:
+                raise EngineFailed(_sentence(error)) from error
+            try:
+                yield HttpReply(response)
+            finally:
+                # Closing a socket takes no time; the shield lets it happen on cancellation too.
+                with trio.move_on_after(1) as scope:
+                    scope.shield = True
+                    await response.aclose()
+
+    async def aclose(self) -> None:
+        """See `Upstream`."""
+        await self._client.aclose()
+
+
+class HttpReply:
+    """See `Reply`."""
+
+    def __init__(self, response: httpx2.Response) -> None:
+        self.status = response.status_code
+        self.headers: Mapping[str, str] = response.headers
+        self._pieces = response.aiter_raw()
+
+    async def receive(self) -> bytes:
+        """See `Reply`."""
+        try:
+            return await anext(self._pieces, b"")
+        except httpx2.HTTPError as error:
+            raise EngineFailed(_sentence(error)) from error
+
+
+def _trust(ca_file: Path | None) -> ssl.SSLContext | bool:
+    if ca_file is None:
+        return True
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"--ca-file {ca_file} holds no usable certificates: {error}") from error
+
+
+def _sentence(error: httpx2.HTTPError) -> str:
+    """What went wrong, without the upstream's address: consumers read this."""
+    match error:
+        case httpx2.ConnectTimeout() | httpx2.ConnectError():
+            reason = "cannot be reached"
+            if isinstance(error.__cause__, ssl.SSLError) or "CERTIFICATE" in str(error).upper():
+                reason = "has no certificate this node trusts"
+        case httpx2.TimeoutException():
+            reason = "was silent for too long"
+        case _:
+            reason = "broke off the connection"
+    return f"the engine's upstream {reason}"

@@ -1,0 +1,136 @@
+"""Asks an OpenAI-compatible server and turns its refusals into our errors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+import trio
+
+from aimo_node.errors import (
+    CodedError,
+    ContextLengthExceeded,
+    EngineFailed,
+    InvalidRequest,
+    ModelNotFound,
+    Overloaded,
+    PayloadTooLarge,
+)
+from aimo_node.ports.engine import AnswerSink
+from providers.openai_stream import AnswerStream
+from providers.openai_whole import write_whole
+from providers.upstream import Reply, Upstream, read_all
+
+REFUSAL_BYTES_MAX: Final = 65_536
+"""An error page longer than this tells nobody anything."""
+
+MESSAGE_CHARACTERS_MAX: Final = 300
+RETRY_AFTER_SECONDS_MAX: Final = 3600.0
+
+GOODBYE_SECONDS: Final = 0.2
+"""How long the end of the HTTP body may lag behind ``[DONE]`` for the connection to be kept."""
+
+_CONTEXT_CODES: Final = frozenset({"context_length_exceeded", "exceed_context_size_error"})
+_CONTEXT_WORDS: Final = re.compile(
+    r"context (length|size|window)|maximum (context|input)|prompt is too long|too many tokens",
+    re.IGNORECASE,
+)
+_UNSUPPORTED_WORDS: Final = re.compile(
+    r"\b(is|are) not supported\b|does not support", re.IGNORECASE
+)
+
+
+async def ask(upstream: Upstream, path: str, body: Mapping[str, Any], sink: AnswerSink) -> None:
+    """Ask for an answer, streamed if ``body["stream"]`` says so, and put it into `sink`.
+
+    Raises:
+        InvalidRequest, ContextLengthExceeded, PayloadTooLarge, ModelNotFound: fix the request.
+        Overloaded, EngineFailed: try elsewhere.
+        RequestCancelled: the sink gave up.
+    """
+    async with upstream.request("POST", path, msgspec.json.encode(body)) as reply:
+        if reply.status != 200:
+            raise refusal(reply.status, reply.headers, await read_all(reply, REFUSAL_BYTES_MAX))
+        if not body.get("stream"):
+            write_whole(await read_all(reply), sink)
+        elif reply.headers.get("content-type", "").startswith("application/json"):
+            raise EngineFailed("the engine was asked to stream its answer, but does not")
+        else:
+            await _relay(reply, sink)
+
+
+async def _relay(reply: Reply, sink: AnswerSink) -> None:
+    answer = AnswerStream(sink)
+    while data := await reply.receive():
+        answer.feed(data)
+        if answer.done:
+            break
+        if sink.congested:
+            await sink.drain()
+    sink.finish(*answer.end())
+    # Reading on to the end of the body lets the connection be used again.
+    with trio.move_on_after(GOODBYE_SECONDS):
+        await _until_end(reply)
+
+
+async def _until_end(reply: Reply) -> None:
+    try:
+        await reply.receive()
+    except EngineFailed:
+        return  # the answer is complete; how the connection ends does not matter
+
+
+def refusal(status: int, headers: Mapping[str, str], body: bytes) -> CodedError:
+    """The error that an HTTP status other than 200 means."""
+    code, message = _read_error(body)
+    error: CodedError = EngineFailed(f"the engine answered with HTTP status {status}")
+    match status:
+        case 400 | 413 | 422 if code in _CONTEXT_CODES or _CONTEXT_WORDS.search(message):
+            error = ContextLengthExceeded(message, param="messages")
+        case 400 | 422:
+            error = InvalidRequest(message or "the engine refuses the request without a reason")
+        case 413:
+            error = PayloadTooLarge("the request is too large for the engine")
+        case 401 | 403:
+            # The owner's key is wrong, not the consumer's; the upstream's text may quote it.
+            error = EngineFailed("the engine's upstream refuses the credentials of its owner")
+        case 404:
+            error = ModelNotFound("the engine does not know the model")
+        case 429 | 503:
+            seconds = _retry_after_seconds(headers.get("retry-after", ""))
+            error = Overloaded("the engine is busy", retry_after_seconds=seconds)
+        case 500 | 501 if _UNSUPPORTED_WORDS.search(message):
+            # llama.cpp answers so when a request needs what the model cannot do.
+            error = InvalidRequest(message)
+    return error
+
+
+def _read_error(body: bytes) -> tuple[str, str]:
+    """Code and message of an error in one of the usual shapes; empty if there is none."""
+    try:
+        answer = msgspec.json.decode(body)
+    except msgspec.MsgspecError:
+        return "", ""
+    error = answer.get("error", answer) if isinstance(answer, dict) else {}
+    if isinstance(error, str):
+        error = {"message": error}
+    if not isinstance(error, dict):
+        return "", ""
+    codes = [error.get("code"), error.get("type")]
+    code = next((one for one in codes if isinstance(one, str) and one in _CONTEXT_CODES), "")
+    message = error.get("message")
+    return code, _one_line(message) if isinstance(message, str) else ""
+
+
+def _one_line(message: str) -> str:
+    printable = "".join(letter if letter.isprintable() else " " for letter in message)
+    return printable[:MESSAGE_CHARACTERS_MAX]
+
+
+def _retry_after_seconds(text: str) -> float | None:
+    """Seconds of a Retry-After header; its form with a date is not worth a clock."""
+    if not re.fullmatch(r"\d{1,6}(\.\d{1,3})?", text.strip()):
+        return None
+    return min(float(text), RETRY_AFTER_SECONDS_MAX)

@@ -1,0 +1,73 @@
+"""Where an engine's Unix socket lies: a private folder with a path short enough for the system."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import socket
+import stat
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from aimo_node.errors import EngineStartFailed
+
+SOCKET_PATH_BYTES_MAX: Final = 100
+"""Linux allows 107 bytes, macOS 103."""
+
+
+def prepare_socket(state_folder: Path, engine: str) -> Path:
+    """A path for the socket of `engine`, free of what an earlier run left.
+
+    It lies in `state_folder`, or in a folder in the system's temporary one if that is too deep.
+
+    Raises:
+        EngineStartFailed: the folder belongs to somebody else, or another node uses it.
+    """
+    name = f"{engine}.sock"
+    path = state_folder / name
+    if len(os.fsencode(path)) > SOCKET_PATH_BYTES_MAX:
+        path = _short_folder(state_folder) / name
+    if is_listening(path):
+        raise EngineStartFailed(
+            f"another {engine} engine listens on {path}: is a node with this --state running?"
+        )
+    remove_socket(path)
+    return path
+
+
+def remove_socket(path: Path) -> None:
+    """Remove the socket, and its folder if it was made for it; idempotent."""
+    path.unlink(missing_ok=True)
+    if path.parent.parent == _temporary_folder():
+        with contextlib.suppress(OSError):
+            path.parent.rmdir()
+
+
+def is_listening(path: Path) -> bool:
+    """Whether somebody answers on the socket; does not wait."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(0)
+        try:
+            probe.connect(str(path))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return True
+
+
+def _temporary_folder() -> Path:
+    return Path(tempfile.gettempdir())
+
+
+def _short_folder(state_folder: Path) -> Path:
+    """One folder for each user and state folder, so that a later run finds what this one left."""
+    digest = hashlib.sha256(os.fsencode(state_folder.absolute())).hexdigest()[:12]
+    folder = _temporary_folder() / f"aimo-{os.getuid()}-{digest}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise EngineStartFailed(f"{folder} is not a private folder of this user: remove it")
+    return folder

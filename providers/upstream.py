@@ -1,0 +1,85 @@
+"""What the OpenAI dialect needs from HTTP: one request, its status, its body as it arrives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Final, Protocol
+
+import trio
+
+from aimo_node.errors import EngineFailed
+
+ANSWER_BYTES_MAX: Final = 16 << 20
+"""A whole answer in one piece; twice the largest request."""
+
+
+class Reply(Protocol):
+    """The answer to one HTTP request, read by one task inside its context."""
+
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Names in lower case."""
+
+    async def receive(self) -> bytes:
+        """The next bytes of the body as they arrived; empty at its end.
+
+        Raises:
+            EngineFailed: the connection was lost, or what comes is not HTTP.
+        """
+
+
+class Upstream(Protocol):
+    """A server that speaks HTTP."""
+
+    def request(
+        self, method: str, path: str, body: bytes = b""
+    ) -> AbstractAsyncContextManager[Reply]:
+        """Ask; inside the context the reply can be read. Leaving it early closes the socket.
+
+        Args:
+            path: below the server's own root, such as ``/v1/models``.
+            body: JSON.
+
+        Raises:
+            EngineFailed: nobody there, or not HTTP.
+        """
+
+    async def aclose(self) -> None:
+        """Close idle connections."""
+
+
+async def read_all(reply: Reply, bytes_max: int = ANSWER_BYTES_MAX) -> bytes:
+    """The whole body.
+
+    Raises:
+        EngineFailed: it is longer than `bytes_max`, or the connection was lost.
+    """
+    pieces: list[bytes] = []
+    left = bytes_max
+    while data := await reply.receive():
+        left -= len(data)
+        if left < 0:
+            raise EngineFailed(f"the engine's answer is longer than {bytes_max} bytes")
+        pieces.append(data)
+    return b"".join(pieces)
+
+
+async def ask_once(
+    upstream: Upstream, path: str, body: bytes = b"", *, timeout_seconds: float = 10
+) -> tuple[int, bytes]:
+    """Status and whole body of one short request: POST if there is a `body`, else GET.
+
+    Raises:
+        EngineFailed: no complete answer within `timeout_seconds`.
+    """
+    try:
+        with trio.fail_after(timeout_seconds):
+            async with upstream.request("POST" if body else "GET", path, body) as reply:
+                return reply.status, await read_all(reply)
+    except trio.TooSlowError as error:
+        raise EngineFailed(f"no answer to {path} within {timeout_seconds:g} s") from error
