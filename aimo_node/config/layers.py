@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -113,12 +113,19 @@ def _unknown_section(section: str) -> str:
     return f"unknown section [{section}]{_suggest(section, SECTIONS)}"
 
 
-def _suggest(word: str, known: Mapping[str, Any] | tuple[str, ...]) -> str:
-    """`; did you mean 'x'?` with the nearest known name, or where to find all of them."""
-    by_key = [
-        key for key in known if "." in word and key.partition(".")[2] == word.rpartition(".")[2]
-    ]
-    near = by_key or difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+def _suggest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` with the nearest known name, or where to find all of them.
+
+    A key in the wrong section is found by its own name: `log.engine` is `provider.engine`.
+    """
+    names = list(known)
+    section, dot, name = word.partition(".")
+    near = [key for key in names if dot and key.partition(".")[2] == name]
+    if dot and not near:
+        here = [key for key in names if key.startswith(section + ".")]
+        near = difflib.get_close_matches(name, [key.partition(".")[2] for key in here], n=1)
+        near = [f"{section}.{near[0]}"] if near else []
+    near = near or difflib.get_close_matches(word, names, n=1, cutoff=0.7)
     return f"; did you mean {near[0]!r}?" if near else "; 'aimo config show' lists all settings"
 
 

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from aimo_node.config.places import default_state_folder
+from aimo_node.config.values import (
+    HTTP_OFF,
+    Addresses,
+    Arguments,
+    HttpAddress,
+    Joins,
+    LowerCase,
+    OptionalPath,
+    PathValue,
+    Texts,
+    is_loopback,
+    split_host_port,
+)
 from aimo_node.domain.ids import Role
-from aimo_node.domain.join import parse_join
 from aimo_node.errors import ConfigError
 
-HTTP_OFF: Final = "off"
 ALL_ROLES: Final = Role.RELAY | Role.PROVIDER | Role.EDGE
 """What `aimo up` is; it stays on loopback although it is a relay too."""
 
@@ -24,72 +34,6 @@ _RELAY_LISTEN: Final = "/ip4/0.0.0.0/tcp/4001"
 _JOINED_LISTEN: Final = "/ip4/0.0.0.0/tcp/0"
 _LOOPBACK_LISTEN: Final = "/ip4/127.0.0.1/tcp/0"
 _EDGE_HTTP: Final = "127.0.0.1:8000"
-_LIST_MAX: Final = 64
-"""Longest list in a configuration; a longer one is a mistake."""
-
-
-def split_host_port(text: str) -> tuple[str, int]:
-    """Split `HOST:PORT`; an IPv6 host stands in brackets.
-
-    Raises:
-        ValueError: it has another form, or the port is not 0–65535.
-    """
-    host, separator, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
-    if not separator or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
-        raise ValueError("expected HOST:PORT such as 127.0.0.1:8000, or off")
-    if ":" in host and not text.startswith("["):
-        raise ValueError("expected an IPv6 host in brackets, such as [::1]:8000")
-    return host, int(port)
-
-
-def _as_path(value: object) -> object:
-    if isinstance(value, str):
-        if not value:
-            raise ValueError("expected a path")
-        return Path(value).expanduser()
-    return value
-
-
-def _as_texts(value: object) -> object:
-    if isinstance(value, str):
-        return tuple(part.strip() for part in value.split(",") if part.strip())
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _as_arguments(value: object) -> object:
-    return tuple(shlex.split(value)) if isinstance(value, str) else _as_texts(value)
-
-
-def _as_lower(value: object) -> object:
-    return value.lower() if isinstance(value, str) else value
-
-
-def _check_http(text: str) -> str:
-    if text and text != HTTP_OFF:
-        split_host_port(text)
-    return text
-
-
-def _check_joins(texts: tuple[str, ...]) -> tuple[str, ...]:
-    for text in texts:
-        if not text.startswith("@"):
-            try:
-                parse_join(text)
-            except ConfigError as error:
-                raise ValueError(str(error)) from error
-    return texts
-
-
-def _check_listen(texts: tuple[str, ...]) -> tuple[str, ...]:
-    for text in texts:
-        if not text.startswith("/"):
-            raise ValueError(f"expected a multiaddr such as {_RELAY_LISTEN}, got {text!r}")
-    return texts
-
-
-PathValue = Annotated[Path, BeforeValidator(_as_path)]
-Texts = Annotated[tuple[str, ...], BeforeValidator(_as_texts), Field(max_length=_LIST_MAX)]
 
 
 class Section(BaseModel):
@@ -123,16 +67,16 @@ class NodeSettings(Section):
 class MeshSettings(Section):
     """How this node finds and admits others."""
 
-    join: Annotated[Texts, AfterValidator(_check_joins)] = Field(
+    join: Joins = Field(
         default=(),
         description="Whom to join: join strings, @FILE holding one, or multiaddrs with /p2p/PEER.",
     )
-    secret_file: PathValue | None = Field(
+    secret_file: OptionalPath = Field(
         default=None,
         description="File with the closed mesh's secret: 64 hexadecimal characters, mode 0600.",
     )
     open: bool = Field(default=False, description="Admit every node: no mesh secret at all.")
-    listen: Annotated[Texts, AfterValidator(_check_listen)] = Field(
+    listen: Addresses = Field(
         default=(),
         description=(
             f"libp2p addresses to listen on; port 0 picks one. Relay: {_RELAY_LISTEN}; others:"
@@ -159,12 +103,12 @@ class ProviderSettings(Section):
     endpoint: str = Field(
         default="", description="URL of a server that already runs, for engines that use one."
     )
-    api_key_file: PathValue | None = Field(
+    api_key_file: OptionalPath = Field(
         default=None, description="File with the upstream's API key; it never leaves the provider."
     )
-    engine_args: Annotated[
-        tuple[str, ...], BeforeValidator(_as_arguments), Field(max_length=_LIST_MAX)
-    ] = Field(default=(), description="The engine's own arguments, split as a shell would.")
+    engine_args: Arguments = Field(
+        default=(), description="The engine's own arguments, split as a shell would."
+    )
     requests_max: int = Field(
         default=0,
         ge=0,
@@ -182,20 +126,20 @@ class ProviderSettings(Section):
 class EdgeSettings(Section):
     """The HTTP door."""
 
-    http: Annotated[str, AfterValidator(_check_http)] = Field(
+    http: HttpAddress = Field(
         default="",
         description=(
             f"HOST:PORT of the HTTP API, or off. Edge and up: {_EDGE_HTTP}; relay and provider:"
             " off, and when set health and metrics only."
         ),
     )
-    client_keys_file: PathValue | None = Field(
+    client_keys_file: OptionalPath = Field(
         default=None, description="File with the keys consumers may use, one per line."
     )
-    tls_cert: PathValue | None = Field(
+    tls_cert: OptionalPath = Field(
         default=None, description="Certificate chain (PEM) for HTTPS; needs edge.tls_key."
     )
-    tls_key: PathValue | None = Field(
+    tls_key: OptionalPath = Field(
         default=None, description="Private key (PEM) for HTTPS; needs edge.tls_cert."
     )
     behind_proxy: bool = Field(
@@ -223,10 +167,10 @@ class EdgeSettings(Section):
 class LogSettings(Section):
     """What is written to stderr."""
 
-    level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_as_lower)] = (
-        Field(default="info", description="Least important level that is logged.")
+    level: Annotated[Literal["debug", "info", "warning", "error"], LowerCase] = Field(
+        default="info", description="Least important level that is logged."
     )
-    format: Annotated[Literal["text", "json"], BeforeValidator(_as_lower)] = Field(
+    format: Annotated[Literal["text", "json"], LowerCase] = Field(
         default="text", description="text for people, json for machines."
     )
 
@@ -257,7 +201,11 @@ class Settings(BaseSettings):
         return (init_settings,)
 
     def for_roles(self, roles: Role) -> Settings:
-        """The same settings with the defaults that depend on what the node does filled in."""
+        """The same settings with the defaults that depend on what the node does filled in.
+
+        Raises:
+            ConfigError: what is left does not make sense for these roles.
+        """
         mesh, provider, edge = self.mesh, self.provider, self.edge
         if not mesh.listen:
             mesh = mesh.model_copy(update={"listen": (_default_listen(roles, mesh),)})
@@ -266,7 +214,33 @@ class Settings(BaseSettings):
             edge = edge.model_copy(update={"http": http})
         if not provider.engine and roles == ALL_ROLES:
             provider = provider.model_copy(update={"engine": "llama"})
+        check_door(edge, roles)
         return self.model_copy(update={"mesh": mesh, "provider": provider, "edge": edge})
+
+
+def check_door(edge: EdgeSettings, roles: Role) -> None:
+    """Refuse a door that strangers could use, and an edge without any.
+
+    Raises:
+        ConfigError: the message names the flags that are missing.
+    """
+    bind = edge.http_bind
+    if bind is None:
+        if Role.EDGE in roles:
+            raise ConfigError("edge.http: an edge needs an HTTP door: give --http HOST:PORT")
+        return
+    if is_loopback(bind[0]):
+        return
+    missing = []
+    if edge.client_keys_file is None:
+        missing.append("--client-keys-file")
+    if edge.tls_cert is None and not edge.behind_proxy:
+        missing.append("--tls-cert and --tls-key (or --behind-proxy)")
+    if missing:
+        raise ConfigError(
+            f"edge.http: {edge.http} can be reached from elsewhere, so it also needs"
+            f" {' and '.join(missing)}; or bind 127.0.0.1"
+        )
 
 
 def _default_listen(roles: Role, mesh: MeshSettings) -> str:

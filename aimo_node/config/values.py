@@ -1,0 +1,98 @@
+"""How single values of the configuration are read, and what they have to look like."""
+
+from __future__ import annotations
+
+import ipaddress
+import shlex
+from pathlib import Path
+from typing import Annotated, Final
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from aimo_node.domain.join import parse_join
+from aimo_node.errors import ConfigError
+
+HTTP_OFF: Final = "off"
+
+_LIST_MAX: Final = 64
+"""Longest list in a configuration; a longer one is a mistake."""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address; a name other than localhost may be any."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def split_host_port(text: str) -> tuple[str, int]:
+    """Split `HOST:PORT`; an IPv6 host stands in brackets.
+
+    Raises:
+        ValueError: it has another form, or the port is not 0–65535.
+    """
+    host, separator, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
+    if not separator or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise ValueError("expected HOST:PORT such as 127.0.0.1:8000, or off")
+    if ":" in host and not text.startswith("["):
+        raise ValueError("expected an IPv6 host in brackets, such as [::1]:8000")
+    return host, int(port)
+
+
+def _as_path(value: object) -> object:
+    if isinstance(value, str):
+        if not value:
+            raise ValueError("expected a path")
+        return Path(value).expanduser()
+    return value
+
+
+def _as_texts(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _as_arguments(value: object) -> object:
+    return tuple(shlex.split(value)) if isinstance(value, str) else _as_texts(value)
+
+
+def _as_lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+def _check_http(text: str) -> str:
+    if text and text != HTTP_OFF:
+        split_host_port(text)
+    return text
+
+
+def _check_joins(texts: tuple[str, ...]) -> tuple[str, ...]:
+    for text in texts:
+        if not text.startswith("@"):
+            try:
+                parse_join(text)
+            except ConfigError as error:
+                raise ValueError(str(error)) from error
+    return texts
+
+
+def _check_listen(texts: tuple[str, ...]) -> tuple[str, ...]:
+    for text in texts:
+        if not text.startswith("/"):
+            raise ValueError(f"expected a multiaddr such as /ip4/0.0.0.0/tcp/4001, got {text!r}")
+    return texts
+
+
+PathValue = Annotated[Path, BeforeValidator(_as_path)]
+OptionalPath = Annotated[Path | None, BeforeValidator(_as_path)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(_as_texts), Field(max_length=_LIST_MAX)]
+Joins = Annotated[Texts, AfterValidator(_check_joins)]
+Addresses = Annotated[Texts, AfterValidator(_check_listen)]
+Arguments = Annotated[tuple[str, ...], BeforeValidator(_as_arguments), Field(max_length=_LIST_MAX)]
+HttpAddress = Annotated[str, AfterValidator(_check_http)]
+LowerCase = BeforeValidator(_as_lower)
