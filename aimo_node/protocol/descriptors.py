@@ -38,6 +38,7 @@ def describe(descriptor: domain.Descriptor) -> bytes:
             region=descriptor.region,
             version=descriptor.version,
             sealing_key=descriptor.sealing_key,
+            revision=descriptor.revision,
         )
     )
     try:
@@ -130,6 +131,7 @@ def _read_body(data: bytes) -> domain.Descriptor:
         region=body.region,
         version=body.version,
         sealing_key=body.sealing_key,
+        revision=body.revision,
     )
 
 

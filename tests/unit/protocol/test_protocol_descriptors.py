@@ -49,6 +49,7 @@ FULL = Descriptor(
     region="eu-central",
     version="0.1.0",
     sealing_key=b"\x22" * 32,
+    revision=3,
 )
 
 
