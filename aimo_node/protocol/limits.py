@@ -22,18 +22,25 @@ INLINE_BYTES_MAX: Final = 16_384
 """A request or answer up to this size travels inside its frame, a larger one as Body frames."""
 BODY_PIECE_BYTES: Final = 16_384
 TEXT_PIECE_BYTES: Final = 8_192
-"""Longer text deltas are cut: a piece always fits into half the smallest credit window."""
+"""Longer text deltas are cut, so that one request's text never holds up the others for long."""
 BODY_BYTES_MAX: Final = 8 * 1024 * 1024
 UPLOADS_BYTES_MAX: Final = 64 * 1024 * 1024
-"""Bodies being received over one link at a time, by their declared size."""
+"""Bodies being received over one link at a time, by their declared size; each direction apart."""
 
+CREDIT_FRAME_BYTES: Final = 32
+"""What a frame that is under credit costs beside its payload. It holds about as much memory at the
+receiver besides, so a flood of tiny or empty chunks is bounded as well."""
 CREDIT_INITIAL_BYTES: Final = 16_384
 CREDIT_WINDOW_BYTES_MAX: Final = 256 * 1024
 CREDIT_LINK_BYTES_MAX: Final = 32 * 1024 * 1024
 """All windows a node has open on one link: the most a peer can make it buffer."""
+CREDIT_GROWTH_RESERVE_BYTES: Final = CREDIT_LINK_BYTES_MAX // 2
+"""Windows grow only while this much of a link is free, so that fast streams leave room for new ones:
+1,024 requests always find their first window."""
 CREDIT_LONE_BYTES: Final = CREDIT_INITIAL_BYTES // 2
-"""A payload larger than the credit left may go if at least this much is left: windows are topped up
-at half, so this much is free whenever nothing is outstanding, and no payload can wait for ever."""
+"""A frame that costs more than the credit left may go if at least this much is left: windows are
+topped up at half, so this much is free whenever nothing is outstanding, and no frame can wait for
+ever."""
 BACKLOG_BYTES_MAX: Final = 1024 * 1024
 """What an engine that cannot be held back may queue for one slow consumer."""
 STALL_SECONDS: Final = 60.0
@@ -43,6 +50,13 @@ REQUESTS_PER_LINK_MAX: Final = CREDIT_LINK_BYTES_MAX // CREDIT_INITIAL_BYTES
 """2,048: each request needs its first window."""
 CONTROL_BYTES_MAX: Final = 1024 * 1024
 """Control frames waiting to be written; a peer that reads nothing while it asks is cut off."""
+ANNOUNCEMENT_BYTES_MAX: Final = 16 * 1024 * 1024
+"""Announcements waiting to be written: the whole directory of a large mesh."""
+OUTBOX_BYTES_MAX: Final = 2 * CREDIT_LINK_BYTES_MAX
+"""Frames of requests waiting to be written. Credit keeps an honest peer far below; beyond it, a peer
+starts nothing new and may not grant credit, since it does not read what it asks for."""
+OUTBOX_REQUESTS_MAX: Final = 2 * REQUESTS_PER_LINK_MAX
+"""Requests with frames waiting to be written, also those that have ended here."""
 QUANTUM_BYTES: Final = 16_384
 """Deficit round robin: what one request may send before the next one's turn."""
 
@@ -67,6 +81,8 @@ PROOF_BYTES_MAX: Final = 2_048
 """Room for a membership certificate."""
 SIGNATURE_BYTES: Final = 64
 RECEIPT_BYTES_MAX: Final = 1_024
+RETRY_AFTER_SECONDS_MAX: Final = 86_400.0
+"""A longer advice is cut to a day: what a peer says must fit an HTTP header."""
 
 DESCRIPTOR_BYTES_MAX: Final = 16_384
 DESCRIPTOR_MODELS_MAX: Final = 64
@@ -76,8 +92,8 @@ HEARTBEAT_BYTES_MAX: Final = 128
 HEARTBEAT_SECONDS: Final = 5.0
 DESCRIPTOR_SECONDS: Final = 600.0
 DIRECTORY_SECONDS: Final = 1.0
-DIRECTORY_BYTES_MAX: Final = 60_000
-"""One batch: also fits a gossip message, which is lost above a megabyte and slow above 60 KB."""
+DIRECTORY_BYTES_MAX: Final = 58_000
+"""One batch: with its envelope it also fits a gossip message."""
 DIRECTORY_ENTRIES_MAX: Final = 1_024
 SUBSCRIBE_MODELS_MAX: Final = 256
 

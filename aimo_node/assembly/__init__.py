@@ -1,0 +1,4 @@
+"""The composition root: configuration in, running node out. Nothing else imports `providers`.
+
+Start with `node`.
+"""

@@ -1,0 +1,296 @@
+"""One node from configuration to its end: its parts, started in order and stopped in reverse."""
+
+from __future__ import annotations
+
+import gc
+import random
+import secrets
+import time
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+import trio
+
+from aimo_node import __version__
+from aimo_node.assembly.membership import join_string, mesh_secret, relays_of
+from aimo_node.config.settings import Settings
+from aimo_node.dispatch.dispatcher import Dispatcher
+from aimo_node.dispatch.serving import ProviderService
+from aimo_node.domain.ids import Role
+from aimo_node.domain.join import parse_join
+from aimo_node.domain.models import Descriptor, EngineState, Status
+from aimo_node.domain.ready import ReadyLine
+from aimo_node.mesh.announcer import Announcer, Voice
+from aimo_node.mesh.discovery import Discovery
+from aimo_node.mesh.host import HostLimits, MeshHost
+from aimo_node.mesh.identity import load_identity
+from aimo_node.mesh.joiner import Joiner
+from aimo_node.mesh.network import MeshNetwork
+from aimo_node.mesh.relay import RelayDirectory
+from aimo_node.ports.engine import Engine, EngineSettings
+from aimo_node.protocol.handshake import Admission
+from aimo_node.routing.table import RoutingTable
+from aimo_node.telemetry.metrics import NodeMetrics
+
+log = structlog.get_logger()
+
+GC_THRESHOLD: Final = 50_000
+"""New objects between collections: the default of 700 costs visible pauses at 1,000 streams."""
+ENGINE_FOLDER: Final = "engine"
+CLOSE_SECONDS: Final = 2.0
+"""For the last GoAways."""
+
+
+async def run_node(
+    settings: Settings,
+    roles: Role,
+    *,
+    stop: trio.Event,
+    on_ready: Callable[[ReadyLine], None],
+) -> None:
+    """Run a node until `stop` is set and what was running has ended.
+
+    Args:
+        settings: with the defaults of these roles filled in and every ``@FILE`` resolved.
+        on_ready: called once, when the node can be used.
+
+    Raises:
+        StartError: the node cannot start; possibly inside an exception group.
+    """
+    await Node(settings, roles, stop).run(on_ready)
+
+
+class Node:
+    """The parts of one node. `run` is its life."""
+
+    def __init__(self, settings: Settings, roles: Role, stop: trio.Event) -> None:
+        self._settings = settings
+        self._roles = roles
+        self._stop = stop
+        self._metrics = NodeMetrics()
+        self._incarnation = time.time_ns() // 1_000_000
+        self._identity = load_identity(settings.node.identity_file)
+        targets = [parse_join(text) for text in settings.mesh.join]
+        self._secret = mesh_secret(settings, targets)
+        self._engine = _create_engine(settings) if Role.PROVIDER in roles else None
+        self._service = (
+            ProviderService(self._engine, self._metrics.provider) if self._engine else None
+        )
+        self._network = MeshNetwork(
+            Admission(self._identity.peer_id, self._secret, roles, agent=f"aimo/{__version__}"),
+            self._service.handle if self._service else None,
+        )
+        self._joiner = Joiner(
+            self._network,
+            relays_of(targets, self._identity.peer_id),
+            random.Random(secrets.randbits(64)),  # noqa: S311 (only spreads redials)
+        )
+        self._host = MeshHost(
+            self._identity,
+            settings.mesh.listen,
+            limits=HostLimits(),
+            on_stream=self._network.accept,
+        )
+        self._announcer: Announcer | None = None
+        self._dispatcher: Dispatcher | None = None
+        self._relay: RelayDirectory | None = None
+        self._engine_ready = trio.Event()
+        self._closing = trio.Event()
+        self._door_closed = trio.Event()
+        self._is_ready = False
+
+    async def run(self, on_ready: Callable[[ReadyLine], None]) -> None:
+        """See `run_node`."""
+        async with self._host, trio.open_nursery() as nursery:
+            nursery.start_soon(self._network.run, self._host)
+            await self._network.running.wait()
+            self._start_roles(nursery)
+            nursery.start_soon(self._joiner.run)
+            if self._roles.bit_count() > 1:
+                # roles of one process talk over a link of the node to itself
+                await self._network.connect(self._network.peer)
+            url = await self._open_door(nursery)
+            self._publish_numbers()
+            if await self._wait_until_ready():
+                gc.collect()
+                gc.freeze()
+                gc.set_threshold(GC_THRESHOLD)
+                self._is_ready = True
+                on_ready(self._ready_line(url))
+                await self._stop.wait()
+            await self._wind_down()
+            nursery.cancel_scope.cancel()
+
+    def _start_roles(self, nursery: trio.Nursery) -> None:
+        if Role.RELAY in self._roles:
+            self._start_relay(nursery)
+        if self._engine is not None:
+            voice = Voice(self._describe, self._status)
+            self._announcer = Announcer(self._identity, self._network, voice)
+            self._network.add_observer(self._announcer)
+            nursery.start_soon(self._announcer.run)
+            nursery.start_soon(self._engine.run, self._on_engine_ready, _say_progress)
+        if Role.EDGE in self._roles:
+            table = RoutingTable()
+            discovery = Discovery(self._network, table)
+            self._network.add_observer(discovery)
+            self._dispatcher = Dispatcher(self._network, table)
+            nursery.start_soon(discovery.run)
+            nursery.start_soon(self._dispatcher.run)
+
+    def _start_relay(self, nursery: trio.Nursery) -> None:
+        self._relay = RelayDirectory(self._network)
+        self._network.add_observer(self._relay)
+        nursery.start_soon(self._relay.run)
+        if self._roles == Role.RELAY:
+            # gossip is for relays among themselves; a laptop that is everything has no others
+            from aimo_node.mesh.relay_exchange import RelayExchange  # noqa: PLC0415 (20 MB)
+
+            exchange = RelayExchange(self._identity, self._host, self._network, self._relay)
+            nursery.start_soon(exchange.run)
+
+    async def _open_door(self, nursery: trio.Nursery) -> str | None:
+        if self._settings.edge.http_bind is None:
+            self._door_closed.set()
+            return None
+        from aimo_node.assembly.door import Door  # noqa: PLC0415 (a node without HTTP needs no Quart)
+        from aimo_node.edge.health import Vitals  # noqa: PLC0415
+        from aimo_node.edge.serving.server import StartReport  # noqa: PLC0415
+
+        door = Door(
+            settings=self._settings,
+            vitals=Vitals(self._can_be_used, self._metrics.render),
+            metrics=self._metrics,
+            closing=self._closing,
+            inference=self._dispatcher,
+        )
+
+        async def serve(task_status: StartReport) -> None:
+            try:
+                await door.serve(task_status)
+            finally:
+                self._door_closed.set()
+
+        url: str = await nursery.start(serve)
+        return url
+
+    def _can_be_used(self) -> bool:
+        engine_answers = self._engine is None or self._engine_ready.is_set()
+        return (
+            self._is_ready and not self._closing.is_set() and self._joiner.joined and engine_answers
+        )
+
+    def _on_engine_ready(self) -> None:
+        if self._service is not None:
+            self._service.engine_ready()
+        if self._announcer is not None:
+            self._announcer.changed()
+        self._engine_ready.set()
+
+    async def _wait_until_ready(self) -> bool:
+        """Whether the node became ready before it was told to stop."""
+        ready = False
+
+        async def wait_parts() -> None:
+            nonlocal ready
+            await self._joiner.wait_joined()
+            if self._engine is not None:
+                await self._engine_ready.wait()
+            ready = True
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait_parts)
+            await self._stop.wait()
+            nursery.cancel_scope.cancel()
+        return ready
+
+    def _ready_line(self, url: str | None) -> ReadyLine:
+        addresses = tuple(self._host.addresses())
+        models = self._engine.capabilities().models if self._engine is not None else ()
+        is_relay = Role.RELAY in self._roles
+        return ReadyLine(
+            peer_id=self._identity.peer_id,
+            roles=self._roles,
+            listen=addresses,
+            http=url,
+            models=tuple(model.name for model in models),
+            join=join_string(addresses, self._secret) if is_relay else None,
+        )
+
+    async def _wind_down(self) -> None:
+        """No new requests; running ones finish within the grace period; then say goodbye."""
+        self._closing.set()
+        if self._dispatcher is not None:
+            self._dispatcher.drain()
+        if self._service is not None:
+            self._service.drain()
+        if self._announcer is not None:
+            self._announcer.announce()
+        self._network.drain()
+        await self._door_closed.wait()
+        if self._service is not None:
+            with trio.move_on_after(self._settings.node.grace_seconds):
+                await self._service.wait_idle()
+        with trio.move_on_after(CLOSE_SECONDS):
+            await self._network.close()
+
+    def _describe(self) -> Descriptor:
+        ready = self._engine_ready.is_set()
+        offer = self._engine.capabilities() if self._engine is not None and ready else None
+        return Descriptor(
+            peer=self._identity.peer_id,
+            incarnation=self._incarnation,
+            models=offer.models if offer is not None else (),
+            addresses=tuple(self._host.addresses()[:16]),
+            engine=offer.engine if offer is not None else self._settings.provider.engine,
+            requests_max=offer.requests_max if offer is not None else 0,
+            region=self._settings.provider.region,
+            version=__version__,
+            engine_state=self._service.engine_state if self._service else EngineState.STOPPED,
+        )
+
+    def _status(self) -> Status:
+        service = self._service
+        if service is None:
+            raise RuntimeError("only a provider has a status")
+        return Status(
+            self._identity.peer_id, self._incarnation, 0, service.health(), service.load()
+        )
+
+    def _publish_numbers(self) -> None:
+        watch, network = self._metrics.watch, self._network
+        watch("aimo_links_open", lambda: network.statistics().links_open)
+        watch("aimo_link_bytes_total", lambda: network.statistics().bytes_in, "received")
+        watch("aimo_link_bytes_total", lambda: network.statistics().bytes_out, "sent")
+        if self._dispatcher is not None:
+            table = self._dispatcher.table
+            watch("aimo_directory_providers", lambda: len(table))
+        elif self._relay is not None:
+            book = self._relay.book
+            watch("aimo_directory_providers", lambda: len(book))
+
+
+def _create_engine(settings: Settings) -> Engine:
+    from providers.registry import create_engine  # noqa: PLC0415 (only a provider has engines)
+
+    provider = settings.provider
+    folder = settings.node.state / ENGINE_FOLDER
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return create_engine(
+        provider.engine,
+        EngineSettings(
+            state_folder=folder,
+            model=provider.model,
+            endpoint=provider.endpoint,
+            api_key_file=provider.api_key_file,
+            engine_args=provider.engine_args,
+            requests_max=provider.requests_max,
+            served_name=provider.served_name,
+        ),
+    )
+
+
+def _say_progress(line: str) -> None:
+    log.info("engine.starting", progress=line)

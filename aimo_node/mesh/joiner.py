@@ -1,0 +1,101 @@
+"""Getting into the mesh and staying in it: a link to every relay this node was told to join."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import structlog
+import trio
+
+from aimo_node.domain.ids import PeerId
+from aimo_node.errors import AimoError, JoinFailed, PermissionDenied
+from aimo_node.mesh.network import MeshNetwork
+
+log = structlog.get_logger()
+
+FIRST_JOIN_SECONDS: Final = 30.0
+"""A relay that starts at the same time is up by then; longer means something is wrong."""
+BACKOFF_SECONDS: Final = 0.1
+BACKOFF_SECONDS_MAX: Final = 5.0
+"""Doubles from a tenth of a second; short in the end, since a relay serves hundreds of nodes and a
+mesh without it is blind."""
+
+
+class Joiner:
+    """Keeps links to the relays of a mesh."""
+
+    def __init__(
+        self,
+        network: MeshNetwork,
+        relays: Mapping[PeerId, Sequence[str]],
+        chance: random.Random,
+    ) -> None:
+        """`relays`: addresses by peer id; `chance` spreads the redials of many nodes."""
+        self._network = network
+        self._relays = relays
+        self._chance = chance
+        self._joined = trio.Event()
+        self._problems: dict[PeerId, AimoError] = {}
+        self._refused = trio.Event()
+
+    @property
+    def joined(self) -> bool:
+        """Whether a relay is linked now, or there is none to join."""
+        return not self._relays or any(self._network.link(relay) for relay in self._relays)
+
+    async def run(self) -> None:
+        """Dial, wait for the link to end, dial again; until cancelled."""
+        async with trio.open_nursery() as nursery:
+            for relay, addresses in self._relays.items():
+                self._network.remember(relay, addresses)
+                nursery.start_soon(self._keep, relay)
+
+    async def wait_joined(self) -> None:
+        """Return once the first relay has let us in.
+
+        Raises:
+            JoinFailed: nobody did within `FIRST_JOIN_SECONDS`, or everybody refused us.
+        """
+        if not self._relays:
+            return
+        with trio.move_on_after(FIRST_JOIN_SECONDS):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_first, self._joined, nursery.cancel_scope)
+                nursery.start_soon(_first, self._refused, nursery.cancel_scope)
+        if not self._joined.is_set():
+            problem = next(iter(self._problems.values()), "no answer")
+            raise JoinFailed(f"cannot join the mesh: {problem}")
+
+    async def _keep(self, relay: PeerId) -> None:
+        failures = 0
+        while True:
+            try:
+                link = await self._network.connect(relay)
+            except AimoError as error:
+                self._problem(relay, error)
+                failures += 1
+                await trio.sleep(self._backoff(failures))
+                continue
+            self._problems.pop(relay, None)
+            self._joined.set()
+            failures = 0
+            await link.closed.wait()
+            await trio.sleep(self._backoff(1))
+
+    def _problem(self, relay: PeerId, error: AimoError) -> None:
+        log.info("join.failed", relay=relay, reason=str(error))
+        self._problems[relay] = error
+        refusals = [isinstance(problem, PermissionDenied) for problem in self._problems.values()]
+        if len(refusals) == len(self._relays) and all(refusals):
+            self._refused.set()
+
+    def _backoff(self, failures: int) -> float:
+        ceiling: float = min(BACKOFF_SECONDS * 2.0 ** min(failures, 10), BACKOFF_SECONDS_MAX)
+        return ceiling * (0.5 + self._chance.random() / 2)
+
+
+async def _first(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
