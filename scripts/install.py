@@ -140,8 +140,12 @@ def install_project(environment: Environment, *, editable: bool) -> None:
 
 @contextmanager
 def only_one_installation() -> Iterator[None]:
-    """Let two starts at once follow each other; the kernel frees the lock of a dead one."""
+    """Let two starts at once follow each other; the kernel frees the lock of a dead one.
+
+    pip inherits the lock, so that a pip whose parent was killed is waited for as well.
+    """
     descriptor = os.open(ROOT / "scripts", os.O_RDONLY)
+    os.set_inheritable(descriptor, True)  # noqa: FBT003 - it takes no keyword
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

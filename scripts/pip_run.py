@@ -84,7 +84,12 @@ def run_quietly(command: list[str], log: Path, progress: Progress) -> None:
     environment |= {"PYTHONUNBUFFERED": "1", "PIP_NO_INPUT": "1"}
     with log.open("w") as sink:
         process = subprocess.Popen(
-            command, stdout=sink, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            command,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+            close_fds=False,  # the lock of this installation goes along
         )
     try:
         while process.poll() is None:
