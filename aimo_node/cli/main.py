@@ -88,10 +88,10 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(run(arguments))
 
 
-def run(arguments: list[str] | None = None) -> int:
+def run(arguments: list[str] | None = None, command: click.Command = aimo) -> int:
     """Run one command line and return its exit code; errors become one sentence on stderr."""
     try:
-        result: Any = aimo.main(args=arguments, prog_name="aimo", standalone_mode=False)
+        result: Any = command.main(args=arguments, prog_name="aimo", standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
         error.show()

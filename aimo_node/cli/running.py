@@ -83,7 +83,7 @@ def run_command(context: click.Context, roles: Role) -> int:
         if launch.join_file is not None:
             prepare_join_file(launch.join_file)
         with claim_folder(settings.node.state):
-            from aimo_node.assembly import run_node
+            from aimo_node.assembly.node import run_node
 
             return NodeRunner(settings, roles, launch).run(run_node)
 
