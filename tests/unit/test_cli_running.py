@@ -30,8 +30,8 @@ Program = Callable[..., Awaitable[None]]
 
 
 @pytest.fixture(autouse=True)
-def logs_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> Iterator[None]:
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+def logs_go_to_stderr() -> Iterator[None]:
+    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))
     yield
     structlog.reset_defaults()
 
