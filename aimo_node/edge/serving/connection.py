@@ -71,6 +71,7 @@ class HttpConnection:
                 if await self.transport.handshake():
                     await self._read()
                 self._protocol.consumer_left()
+                self.abort()  # whoever writes stops now
                 nursery.cancel_scope.cancel()
         except BaseException as error:  # noqa: BLE001 (task root: cancellation is raised again)
             report_failure(error, "http.connection_failed")

@@ -9,6 +9,7 @@ three layers.
 from __future__ import annotations
 
 import h11
+import structlog
 from hypercorn.protocol.events import Body, Data, EndBody, Event, Request, Response, StreamClosed
 from hypercorn.typing import ConnectionState
 from trio.lowlevel import checkpoint
@@ -33,6 +34,9 @@ lines, if at all."""
 PIECES_PER_CHECKPOINT = 256
 """A body in chunks of one byte makes thousands of pieces of one read; others must get their
 turn."""
+
+log = structlog.get_logger(__name__)
+
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -223,6 +227,7 @@ class Http1Protocol:
         return True
 
     def _application_failed(self) -> None:
+        log.warning("http.answer_incomplete")
         self.refuse(APPLICATION_FAILED)
 
     def _answer_ended(self) -> None:

@@ -42,22 +42,29 @@ class Lifespan:
             await self._app(scope, self._from_us.receive, self._send)
         except Exception as error:
             log.exception("http.lifespan_failed")
-            self._failure = repr(error)
+            if not self._started.is_set():
+                self._failure = repr(error)
         finally:
             self._started.set()
             self._stopped.set()
 
-    async def start(self) -> None:
-        """Waits until the application is up.
-
-        Raises:
-            StartError: its start-up hook failed or took over a minute.
-        """
+    async def start(self) -> bool:
+        """Waits until the application is up; whether it is. See `raise_failure`."""
         self._to_app.send_nowait({"type": "lifespan.startup"})
         with trio.move_on_after(STARTUP_SECONDS):
             await self._started.wait()
-        if self._failure is not None or not self._started.is_set():
-            raise StartError(f"the HTTP application did not start: {self._failure or 'too slow'}")
+        if self._failure is None and not self._started.is_set():
+            self._failure = f"not up after {STARTUP_SECONDS:g} seconds"
+        return self._failure is None
+
+    def raise_failure(self) -> None:
+        """What went wrong at the start, as an error of ours; called outside of nurseries.
+
+        Raises:
+            StartError: the start-up hook failed or took over a minute.
+        """
+        if self._failure is not None:
+            raise StartError(f"the HTTP application did not start: {self._failure}")
 
     async def stop(self, seconds: float) -> None:
         """Lets the shutdown hook run, for `seconds` at most."""

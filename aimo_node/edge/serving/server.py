@@ -52,9 +52,8 @@ class HttpServer:
 
     Attributes:
         grace_over: set when a drain's grace period is over and requests still run. They have a
-            second left to send a final error event; then they are cancelled and their connections
-            closed. A stream that watches it must do so between two writes, not around one: a write
-            that is cancelled closes the connection.
+            second left to send a final error event, even to a consumer that does not read; then
+            they are cancelled and their connections closed.
     """
 
     def __init__(self) -> None:
@@ -92,30 +91,31 @@ class HttpServer:
         """
         require_hypercorn()
         context = _tls_context(binding)
-        listeners = await open_listeners(binding, limits.write_stall_seconds)
-        async with trio.open_nursery() as background:
-            with contextlib.ExitStack() as open_listening:
-                for listener in listeners:
-                    open_listening.callback(_close, listener)
-                lifespan = Lifespan(app)
+        with contextlib.ExitStack() as listening:
+            listeners = await open_listeners(binding, limits.write_stall_seconds)
+            for listener in listeners:
+                listening.callback(_close, listener)
+            lifespan = Lifespan(app)
+            async with trio.open_nursery() as background:
                 background.start_soon(lifespan.run)
-                await lifespan.start()
-                state = ServingState(app, limits, lifespan.state)
-                background.start_soon(_sweep, state)
-                url = url_of(listeners[0], is_tls=context is not None)
-                async with trio.open_nursery() as connections:
-                    for listener in listeners:
-                        connections.start_soon(_accept, listener, context, state, connections)
-                    log.info("http.listening", url=url)
-                    task_status.started(url)
-                    await drain.wait()
-                    overdue_at = trio.current_time() + grace_seconds + SHUTDOWN_SECONDS
-                    await self._drain(state, grace_seconds)
-                    open_listening.close()
-                    await _say_farewell(state)
-                    connections.cancel_scope.cancel()
-            await lifespan.stop(max(SHUTDOWN_SECONDS_MIN, overdue_at - trio.current_time()))
-            background.cancel_scope.cancel()
+                if await lifespan.start():
+                    state = ServingState(app, limits, lifespan.state)
+                    background.start_soon(_sweep, state)
+                    async with trio.open_nursery() as connections:
+                        for listener in listeners:
+                            connections.start_soon(_accept, listener, context, state, connections)
+                        url = url_of(listeners[0], is_tls=context is not None)
+                        log.info("http.listening", url=url)
+                        task_status.started(url)
+                        await drain.wait()
+                        stop_at = trio.current_time() + grace_seconds + SHUTDOWN_SECONDS
+                        await self._drain(state, grace_seconds)
+                        listening.close()
+                        await _say_farewell(state)
+                        connections.cancel_scope.cancel()
+                    await lifespan.stop(max(SHUTDOWN_SECONDS_MIN, stop_at - trio.current_time()))
+                background.cancel_scope.cancel()
+        lifespan.raise_failure()
         log.info("http.stopped", url=url)
 
     async def _drain(self, state: ServingState, grace_seconds: float) -> None:
@@ -238,6 +238,8 @@ async def _say_farewell(state: ServingState) -> None:
         state.all_closed = trio.Event()
         with trio.move_on_after(FAREWELL_SECONDS):
             await state.all_closed.wait()
+    for connection in state.table:
+        connection.abort()
 
 
 def _close(listener: socket.socket) -> None:

@@ -29,6 +29,10 @@ SEND_BUFFER_LAST_BYTES = 212_992
 """Once the grace period is over a stalled consumer's buffer grows to this, the most that an
 unprivileged process may ask for on a stock Linux: the rest of a half-written chunk and a final
 error event then still leave our hands."""
+CANCELLED_SECONDS = 0.5
+"""For the rest of a half-sent message when its sender is cancelled: at its end the sender may still
+say why (a final error event), in its middle only closing is left."""
+_NOTHING = memoryview(b"")
 _HUNG_UP = getattr(select, "POLLRDHUP", 0)
 _DISCARD = struct.pack("ii", 1, 0)
 
@@ -39,7 +43,16 @@ class Transport:
     Once `closed`, reads return nothing and writes do nothing: the owner notices by reading.
     """
 
-    __slots__ = ("_fileno", "_lock", "_socket", "_stall_seconds", "_tls", "_writes", "closed")
+    __slots__ = (
+        "_fileno",
+        "_lock",
+        "_rest",
+        "_socket",
+        "_stall_seconds",
+        "_tls",
+        "_writes",
+        "closed",
+    )
 
     def __init__(
         self, accepted: socket.socket, context: ssl.SSLContext | None, stall_seconds: float
@@ -52,6 +65,7 @@ class Transport:
         self._stall_seconds = stall_seconds
         self._lock = trio.Lock()
         self._writes = 0
+        self._rest = _NOTHING  # of the message that waits for the kernel
 
     async def handshake(self) -> bool:
         """Completes TLS, if there is any; False when it cannot be. The caller limits the time."""
@@ -88,7 +102,8 @@ class Transport:
     async def write(self, data: bytes) -> None:
         """Sends all of `data`, or closes the connection when the consumer is gone or stalls.
 
-        Cancelling it closes the connection too: half a message may be out.
+        A cancelled write is over within half a second: all of the message is out, or nothing, or
+        the connection is closed.
         """
         if self._lock.locked():
             await self._write_in_turn(data)
@@ -101,6 +116,7 @@ class Transport:
             sent = 0
         except OSError:  # ssl.SSLError is one
             self.close()
+            await checkpoint()  # the reader has to notice, though the producer never waits
             return
         if sent == len(data):
             self._writes += 1
@@ -162,11 +178,7 @@ class Transport:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_LAST_BYTES)
 
     async def _write_in_turn(self, data: bytes) -> None:
-        try:
-            await self._lock.acquire()
-        except trio.Cancelled:
-            self.close()
-            raise
+        await self._lock.acquire()
         try:
             sealed = data if self._tls is None else self._tls.seal(data)
         except ssl.SSLError:
@@ -178,24 +190,32 @@ class Transport:
     async def _write_rest(self, rest: memoryview) -> None:
         """Sends `rest` as the kernel takes it; the lock is held on entry and released at the
         end."""
+        self._rest = rest
         try:
-            while rest and not self.closed:
+            await self._push_rest()
+        except trio.Cancelled:
+            with trio.move_on_after(CANCELLED_SECONDS) as last:
+                last.shield = True
+                await self._push_rest()
+            if self._rest:
+                self.close(discard=True)
+            raise
+        finally:
+            self._rest = _NOTHING
+            self._lock.release()
+
+    async def _push_rest(self) -> None:
+        try:
+            while self._rest and not self.closed:
                 with trio.move_on_after(self._stall_seconds) as patience:
                     await wait_writable(self._fileno)
                 if patience.cancelled_caught:
                     self.close(discard=True)
                     return
-                try:
-                    rest = rest[self._socket.send(rest) :]
-                except BlockingIOError:
-                    continue
+                with contextlib.suppress(BlockingIOError):
+                    self._rest = self._rest[self._socket.send(self._rest) :]
         except (OSError, trio.ClosedResourceError):
             self.close()
-        except trio.Cancelled:
-            self.close()
-            raise
-        finally:
-            self._lock.release()
 
     def _send_now(self, sealed: bytes) -> bool:
         if not sealed:
