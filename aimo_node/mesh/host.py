@@ -97,7 +97,27 @@ class MeshHost:
         Raises:
             ConfigError: an address is malformed or cannot be listened on.
         """
-        addresses = [_parse_listen(text) for text in self._listen]
+        try:
+            await self._start([_parse_listen(text) for text in self._listen])
+        except BaseExceptionGroup as group:
+            # The nurseries wrap what went wrong; the caller wants to catch it.
+            raise _only_leaf(group) or group from None
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_val: BaseException | None,
+        exc_tb: TracebackType | None,
+    ) -> bool | None:
+        try:
+            return await self._stack.__aexit__(exc_type, exc_val, exc_tb)
+        except BaseExceptionGroup as group:
+            if exc_val is not None and _only_leaf(group) is exc_val:
+                return False  # nothing but the body's own exception, which goes on as it was
+            raise
+
+    async def _start(self, addresses: Sequence[Multiaddr]) -> None:
         async with AsyncExitStack() as stack:
             self._nursery = await stack.enter_async_context(trio.open_nursery())
             stack.callback(self._nursery.cancel_scope.cancel)
@@ -114,15 +134,6 @@ class MeshHost:
                     raise ConfigError(f"{reason}; choose another address with --listen")
             self._nursery.start_soon(self._sweep_unlinked)
             self._stack = stack.pop_all()
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_val: BaseException | None,
-        exc_tb: TracebackType | None,
-    ) -> bool | None:
-        return await self._stack.__aexit__(exc_type, exc_val, exc_tb)
 
     def addresses(self) -> list[str]:
         """Full multiaddresses, ``…/p2p/PEER``; wildcards expanded, loopback last."""
@@ -298,6 +309,16 @@ class MeshHost:
             async with trio.open_nursery() as nursery:
                 for connection in self._swarm.get_connections():
                     nursery.start_soon(connection.close)
+
+
+def _only_leaf(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
+    """The exception that is alone at the bottom of nested groups, if there is just one."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        if len(error.exceptions) != 1:
+            return None
+        error = error.exceptions[0]
+    return error
 
 
 def _parse_listen(text: str) -> Multiaddr:

@@ -12,7 +12,7 @@ with lean_imports():
     from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11 as GOSSIPSUB_V11
     from libp2p.pubsub.gossipsub import PROTOCOL_ID_V12 as GOSSIPSUB_V12
     from libp2p.pubsub.gossipsub import GossipSub
-    from libp2p.pubsub.pb.rpc_pb2 import Message
+    from libp2p.pubsub.pb.rpc_pb2 import RPC, Message
     from libp2p.pubsub.pubsub import Pubsub
     from libp2p.tools.anyio_service import background_trio_service
 
@@ -20,6 +20,7 @@ __all__ = [
     "GOSSIPSUB_V11",
     "GOSSIPSUB_V12",
     "ID",
+    "RPC",
     "GossipSub",
     "Message",
     "Pubsub",

@@ -50,11 +50,10 @@ class TcpTransport(TCP):  # type: ignore[misc]
 
     async def dial(self, maddr: Multiaddr) -> RawConnection:
         """Connect to an address of the form ``/ip4/…/tcp/…``; names were resolved before."""
-        host, port = tcp_endpoint(maddr)
         try:
-            stream = await trio.open_tcp_stream(host, port)
+            stream = await _connect(*tcp_endpoint(maddr))
         except OSError as error:
-            raise OpenConnectionError(f"cannot connect to {maddr}: {error}") from error
+            raise OpenConnectionError(error.strerror or str(error)) from error
         return RawConnection(BufferedTcpStream(stream), True)  # noqa: FBT003 (libp2p's signature)
 
     def create_listener(self, handler_function: ConnectionHandler) -> TcpListener:
@@ -134,8 +133,22 @@ class TcpListener(IListener):  # type: ignore[misc]
                 self._gate.leave(arrival)
 
 
+def _family(host: str) -> stdlib_socket.AddressFamily:
+    return stdlib_socket.AF_INET6 if ":" in host else stdlib_socket.AF_INET
+
+
+async def _connect(host: str, port: int) -> trio.SocketStream:
+    connecting = trio.socket.socket(_family(host), stdlib_socket.SOCK_STREAM)
+    try:
+        await connecting.connect((host, port))
+    except BaseException:
+        connecting.close()
+        raise
+    return trio.SocketStream(connecting)
+
+
 async def _bind(host: str, port: int) -> trio.SocketListener:
-    family = stdlib_socket.AF_INET6 if ":" in host else stdlib_socket.AF_INET
+    family = _family(host)
     listening = trio.socket.socket(family, stdlib_socket.SOCK_STREAM)
     try:
         listening.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_REUSEADDR, 1)
