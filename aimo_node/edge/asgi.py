@@ -36,7 +36,7 @@ LINGER_BYTES_MAX: Final = 32 * 1024 * 1024
 """How much of a refused body is still read: closing at once makes the kernel reset the
 connection, and the consumer may never see why it was refused."""
 
-FAREWELL_SECONDS: Final = 1.0
+FAREWELL_SECONDS: Final = 0.75
 """How long the last event of a cut stream may take; a consumer that does not read misses it."""
 
 Receive: TypeAlias = Callable[[], Awaitable[Any]]
