@@ -1,0 +1,100 @@
+"""Nodes as processes of their own, and what the kernel says they used."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+READY_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """CPU seconds since the start and resident MB of one process without its children."""
+
+    cpu_seconds: float
+    memory_mb: float
+
+
+def used(pid: int) -> Used:
+    """What a process has used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return Used((int(fields[11]) + int(fields[12])) / _TICKS, int(fields[21]) * _PAGE / 1e6)
+
+
+class NodeProcess:
+    """One `aimo` process; the ready line is read by `wait_ready`."""
+
+    def __init__(self, folder: Path, role: str, *arguments: str) -> None:
+        self.role = role
+        self.started = time.perf_counter()
+        self._log = (folder / f"{role}.log").open("wb")
+        command = [sys.executable, "-m", "aimo_node", role, "--state", str(folder / role)]
+        self.process = subprocess.Popen(
+            [*command, "--ready-json", "--watch-stdin", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+        )
+        self.ready: dict[str, Any] = {}
+
+    def wait_ready(self) -> NodeProcess:
+        """Wait for the ready line."""
+        stdout = self.process.stdout
+        assert stdout is not None
+        line = _read_line(stdout, READY_SECONDS)
+        if not line:
+            sys.exit(f"{self.role} did not become ready, see {self._log.name}")
+        self.ready = json.loads(line)
+        return self
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        return self.process.pid
+
+    def stop(self) -> None:
+        """End it, in good order if it can."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self._log.close()
+
+
+def _read_line(stream: IO[str], seconds: float) -> str:
+    readable, _, _ = select.select([stream], [], [], seconds)
+    return stream.readline() if readable else ""
+
+
+def free_port() -> int:
+    """A TCP port on loopback that is free right now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_listening(port: int, seconds: float = 10.0) -> None:
+    """Return once somebody accepts connections on the port."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.01)
+    sys.exit(f"nobody listens on port {port}")
