@@ -6,7 +6,7 @@ import contextlib
 import socket
 import ssl
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -191,6 +191,7 @@ class Served:
     url: str
     client_tls: ssl.SSLContext | None
     stopped: trio.Event
+    cancel: Callable[[], None]
 
     def stop(self) -> None:
         """Begins the drain, as a signal would."""
@@ -233,22 +234,24 @@ async def serving(
     server = HttpServer()
     probe.grace_over = server.grace_over
     binding, client_tls = tls if tls is not None else (HttpBinding(HOST, 0), None)
-    stopped = trio.Event()
+    stopped, cancelling = trio.Event(), trio.CancelScope()
 
     async def run(task_status: trio.TaskStatus[str]) -> None:
-        await server.serve(
-            app or probe.app,
-            binding,
-            limits,
-            drain=probe.drain,
-            grace_seconds=grace_seconds,
-            task_status=task_status,
-        )
+        with cancelling:
+            await server.serve(
+                app or probe.app,
+                binding,
+                limits,
+                drain=probe.drain,
+                grace_seconds=grace_seconds,
+                task_status=task_status,
+            )
         stopped.set()
 
     async with trio.open_nursery() as nursery:
         url: str = await nursery.start(run)
-        served = Served(server, probe, int(url.rpartition(":")[2]), url, client_tls, stopped)
+        port = int(url.rpartition(":")[2])
+        served = Served(server, probe, port, url, client_tls, stopped, cancelling.cancel)
         yield served
         served.stop()
         await served.wait_stopped()

@@ -50,6 +50,7 @@ class Http1Protocol:
 
     __slots__ = (
         "_answer",
+        "_arrived_bytes",
         "_body_bytes",
         "_early",
         "_is_counted",
@@ -72,6 +73,7 @@ class Http1Protocol:
         self._is_counted = False  # among the running requests that a drain waits for
         self._early = b""
         self._body_bytes = 0
+        self._arrived_bytes = 0  # since the last answer
 
     async def handle(self, data: bytes) -> None:
         """Takes what came from the consumer."""
@@ -122,6 +124,7 @@ class Http1Protocol:
         if self._stream is None and self._owner.phase is not Phase.HEAD:
             self._owner.enter(Phase.HEAD)
         self._parser.receive_data(data)
+        self._arrived_bytes += len(data)
         try:
             await self._parse()
         except h11.RemoteProtocolError as error:
@@ -160,7 +163,7 @@ class Http1Protocol:
 
     async def _begin(self, request: h11.Request) -> bool:
         """Starts the application on a request; whether it may have a body to come."""
-        head = read_head(request, self._state.limits)
+        head = read_head(request, self._arrived_bytes, self._state.limits)
         if isinstance(head, Refusal):
             self.refuse(head)
             return False
@@ -244,6 +247,7 @@ class Http1Protocol:
         self._state.table.set_waiting(self._owner)
         early, _ = self._parser.trailing_data
         self._parser = self._new_parser()
+        self._arrived_bytes = 0
         if early or self._early:
             self._early = early + self._early
             self._is_parsing = True

@@ -38,11 +38,18 @@ class RequestHead:
     is_head: bool
 
 
-def read_head(request: h11.Request, limits: HttpLimits) -> RequestHead | Refusal:
-    """The facts of a head, or why the request is refused."""
+def read_head(
+    request: h11.Request, arrived_bytes: int, limits: HttpLimits
+) -> RequestHead | Refusal:
+    """The facts of a head, or why the request is refused.
+
+    `arrived_bytes` came until the head was complete: the head, and perhaps some of what follows.
+    """
     if request.http_version not in {b"1.1", b"1.0"}:
         return UNKNOWN_VERSION
-    if len(request.headers) > limits.headers_max:
+    if len(request.headers) > limits.headers_max or (
+        arrived_bytes > limits.header_bytes_max and _size_of(request) > limits.header_bytes_max
+    ):
         return HEADERS_TOO_LARGE
     fields: dict[bytes, bytes] = {}
     for name, value in request.headers:
@@ -65,8 +72,13 @@ def read_head(request: h11.Request, limits: HttpLimits) -> RequestHead | Refusal
         keeps_connection=not is_http10 and b"close" not in connection,
         is_websocket=is_upgrade and fields.get(b"upgrade", b"").lower() == b"websocket",
         is_http10=is_http10,
-        is_head=request.method == b"HEAD",
+        is_head=request.method.upper() == b"HEAD",
     )
+
+
+def _size_of(request: h11.Request) -> int:
+    # h11 has a limit for incomplete heads only: what completes one may be as large again
+    return len(request.target) + sum(len(name) + len(value) for name, value in request.headers)
 
 
 def _refuse_body(
