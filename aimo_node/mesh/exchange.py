@@ -25,6 +25,11 @@ class Parking:
     def __init__(self) -> None:
         self._task: Task | None = None
 
+    @property
+    def occupied(self) -> bool:
+        """Whether a task waits."""
+        return self._task is not None
+
     async def wait(self) -> None:
         """Sleep until `wake`. Only one task may wait."""
         self._task = current_task()

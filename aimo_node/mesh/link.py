@@ -63,6 +63,9 @@ class ByteStream(Protocol):
     async def write(self, data: bytes) -> None:
         """Write all of `data`. Raises NetworkError."""
 
+    def write_nowait(self, data: bytes) -> bool:
+        """Write all of `data` if that needs no waiting; whether it was written. NetworkError."""
+
     async def close(self) -> None:
         """End it in an orderly way."""
 
@@ -113,6 +116,7 @@ class Link:
         self._exchanges: dict[RequestId, LinkExchange] = {}
         self._served: dict[RequestId, ServedRequest] = {}
         self._output = Parking()
+        self._unwritten = b""
         self._nursery: trio.Nursery | None = None
         self.bytes_in = 0
         self.bytes_out = 0
@@ -165,7 +169,7 @@ class Link:
             terms=Terms(request.deadline_ms, request.headers, request.public_id),
         )
         exchange = self._exchanges[request.request_id] = LinkExchange(self, request.request_id)
-        self.flush()
+        self._flush_now()
         return exchange
 
     def cancel(self, request_id: RequestId) -> None:
@@ -183,7 +187,7 @@ class Link:
     def announce(self, frame: Announcement) -> None:
         """Send a frame that stands alone; dropped if the link is not open."""
         self.session.announce(frame)
-        self.flush()
+        self._flush_now()
 
     def drain(self) -> None:
         """Take no new requests over this link; it ends with the last running one."""
@@ -195,8 +199,23 @@ class Link:
         self._handle(self.session.close(code, message))
 
     def flush(self) -> None:
-        """There may be output."""
+        """There may be output: the writer joins what comes before its turn."""
         self._output.wake()
+
+    def _flush_now(self) -> None:
+        """There is output, probably alone: waking the writer for it costs more than writing it."""
+        if not self._output.occupied:
+            return
+        data = self.session.take_output()
+        try:
+            if data and not self.stream.write_nowait(data):
+                self._unwritten = data
+        except NetworkError as error:
+            self._handle(self.session.connection_lost(str(error)))
+        else:
+            self.bytes_out += len(data)
+        if self._unwritten or self.session.has_output or self.session.closed:
+            self._output.wake()
 
     async def _read_loop(self) -> None:
         session, stream = self.session, self.stream
@@ -213,7 +232,7 @@ class Link:
             self.bytes_in += len(data)
             self._handle(session.receive_data(data, trio.current_time()))
             if session.has_output:
-                self._output.wake()
+                self._flush_now()
             reads += 1
             if not reads % READS_PER_TURN:
                 await trio.lowlevel.checkpoint()
@@ -226,7 +245,7 @@ class Link:
     async def _write_loop(self) -> None:
         session, stream = self.session, self.stream
         while True:
-            data = session.take_output()
+            data = self._unwritten or session.take_output()
             if not data:
                 if session.closed:
                     return
@@ -234,6 +253,9 @@ class Link:
                 continue
             try:
                 await stream.write(data)
+                if self._unwritten:
+                    self._unwritten = b""
+                    continue
             except NetworkError as error:
                 self._handle(session.connection_lost(str(error)))
                 await stream.reset()

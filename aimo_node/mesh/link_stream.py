@@ -80,6 +80,17 @@ class LinkStream:
             self._writes_without_yielding = 0
             await trio.lowlevel.checkpoint()
 
+    def write_nowait(self, data: bytes) -> bool:
+        """Send `data` whole if that needs no waiting; whether it was sent.
+
+        Raises:
+            NetworkError: the stream is gone.
+        """
+        try:
+            return self._stream.write_nowait(data)
+        except MuxedStreamError as error:
+            raise NetworkError(f"the stream to {self.peer} broke off") from error
+
     async def _write_patiently(self, data: bytes) -> None:
         deadline = trio.current_time() + self._write_seconds_max
         with trio.CancelScope(deadline=deadline, shield=True) as scope:

@@ -60,6 +60,10 @@ class PipeEnd:
             channel.data += data
             channel.changed.notify_all()
 
+    def write_nowait(self, data: bytes) -> bool:
+        """Never at once: the other end has to be woken."""
+        return False
+
     async def close(self) -> None:
         """End both directions; what was written can still be read."""
         for channel in (self._incoming, self._outgoing):
