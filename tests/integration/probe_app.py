@@ -1,4 +1,5 @@
-"""A small Quart application that says what happens to its handlers, a server around it, a raw client."""
+"""A small Quart application that says what happens to its handlers, a server around it, a raw
+client."""
 
 from __future__ import annotations
 
@@ -35,6 +36,7 @@ class Probe:
         self.drain = trio.Event()
         self._events: dict[str, trio.Event] = defaultdict(trio.Event)
         self.go_on = trio.Event()
+        self._add_hooks()
         self._add_http_routes()
         self._add_streams()
         self._add_websockets()
@@ -50,7 +52,7 @@ class Probe:
         with trio.fail_after(PATIENCE_SECONDS):
             await self._events[name].wait()
 
-    def _add_http_routes(self) -> None:
+    def _add_hooks(self) -> None:
         app = self.app
 
         @app.before_serving
@@ -66,6 +68,9 @@ class Probe:
             if self.drain.is_set():
                 return "draining", 503, {"retry-after": "5"}
             return None
+
+    def _add_http_routes(self) -> None:
+        app = self.app
 
         @app.get("/json")
         async def json() -> Any:

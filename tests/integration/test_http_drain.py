@@ -1,6 +1,8 @@
-"""The drain: running requests finish, new ones are refused, nobody holds the server beyond its time.
+"""The drain: running requests finish, new ones are refused, nobody holds the server beyond its
+time.
 
-Each with plain connections and with TLS: Hypercorn waits for ever for a consumer that does not read.
+Each with plain connections and with TLS: Hypercorn waits for ever for a consumer that does not
+read.
 """
 
 from __future__ import annotations

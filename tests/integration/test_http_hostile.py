@@ -1,4 +1,5 @@
-"""What strangers send to an HTTP port: slow bytes, too many bytes, nonsense, floods. Others are served."""
+"""What strangers send to an HTTP port: slow bytes, too many bytes, nonsense, floods. Others are
+served."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from aimo_node.edge.serving.limits import HttpLimits
 from tests.integration.probe_app import PATIENCE_SECONDS, Client, Served, serving, status_of
 
 QUICK = HttpLimits(header_seconds=0.5, idle_seconds=0.5, body_seconds=0.5)
-"""A sweep comes every quarter of a second, so what takes half a second in here is over after one."""
+"""A sweep comes every quarter of a second, so what takes half a second in here is over after
+one."""
 OVER_SECONDS = 3.0
 
 

@@ -157,7 +157,7 @@ async def test_quart_would_cut_the_stream_had_it_not_been_adapted() -> None:
 @pytest.mark.parametrize(
     "path", ["/idle", "/slow", "/sse?n=1000000&seconds=0.01", "/sse?n=10000000"]
 )
-async def test_leaving_consumer_cancels_the_handler_at_once(path: str, is_reset: bool) -> None:  # noqa: FBT001
+async def test_leaving_consumer_cancels_the_handler_at_once(path: str, is_reset: bool) -> None:
     name = path[1:5].rstrip("?")
     async with serving() as served, await served.connect() as client:
         await client.get(path)
