@@ -22,7 +22,16 @@ from pathlib import Path
 from types import FrameType
 
 import machine
-from pip_run import PipFailedError, Progress, explain, missing_wheel, run_pip, run_quietly
+from pip_run import (
+    LOG_NAME,
+    PipFailedError,
+    Progress,
+    explain,
+    has_changed_packages,
+    missing_wheel,
+    run_pip,
+    run_quietly,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ROOT / "scripts" / "locks"
@@ -67,7 +76,7 @@ class Environment:
         interpreter = getattr(sys, "_base_executable", sys.executable)
         title = f"Creating {self.folder.name} with Python {sys.version.split()[0]}"
         command = [interpreter, "-m", "venv", str(self.folder)]
-        run_quietly(command, self.folder / "install.log", Progress(title))
+        run_quietly(command, self.folder / LOG_NAME, Progress(title, self.folder))
 
     def pip(self, title: str, arguments: list[str], packages: int = 0) -> None:
         """Run pip in it. The mark `.aimo-sound` is away while packages may be half written."""
@@ -76,8 +85,8 @@ class Environment:
         self._sound.unlink(missing_ok=True)
         try:
             run_pip(self.folder, title, arguments, packages=packages)
-        except PipFailedError as failure:
-            if was_sound and not failure.has_changed_packages:
+        except BaseException:
+            if was_sound and not has_changed_packages(self.folder):
                 self.mark_sound()
             raise
         if was_sound:

@@ -22,22 +22,23 @@ UNREACHABLE = re.compile(
     r"|Network is unreachable|Temporary failure in name resolution|CERTIFICATE_VERIFY_FAILED"
 )
 NO_WHEEL = re.compile(r"No matching distribution found for ([A-Za-z0-9._-]+?)==")
+FETCHED = re.compile(r"^(?:Collecting|Requirement already satisfied)", re.MULTILINE)
 CHANGES_BEGIN = "Installing collected packages"
+LOG_NAME = "install.log"
 
 
 class PipFailedError(Exception):
     """pip ended with an error; `output` is all it said."""
 
-    def __init__(self, output: str, *, has_changed_packages: bool) -> None:
+    def __init__(self, output: str) -> None:
         super().__init__("pip failed")
         self.output = output
-        self.has_changed_packages = has_changed_packages
 
 
 class Progress:
     """One line that is redrawn on a terminal, or one line per step elsewhere."""
 
-    def __init__(self, title: str, packages: int = 0, folder: Path | None = None) -> None:
+    def __init__(self, title: str, folder: Path, packages: int = 0) -> None:
         self._title = title
         self._packages = packages
         self._folder = folder
@@ -51,12 +52,10 @@ class Progress:
         if not self._is_terminal:
             return
         if CHANGES_BEGIN in output:
-            done, doing = (
-                len(list(self._folder.glob("lib/*/site-packages/*.dist-info"))),
-                "unpacking",
-            )
+            unpacked = self._folder.glob("lib/*/site-packages/*.dist-info")
+            done, doing = len(list(unpacked)), "unpacking"
         else:
-            done, doing = output.count("Collecting "), "fetching"
+            done, doing = len(FETCHED.findall(output)), "fetching"
         self._draw(f"{self._bar(done)} {doing}" if self._packages else "…")
 
     def finish(self, word: str) -> None:
@@ -100,17 +99,22 @@ def run_quietly(command: list[str], log: Path, progress: Progress) -> None:
     output = log.read_text(errors="replace")
     progress.finish("failed" if process.returncode else "done")
     if process.returncode:
-        raise PipFailedError(output, has_changed_packages=CHANGES_BEGIN in output)
+        raise PipFailedError(output)
 
 
 def run_pip(folder: Path, title: str, arguments: list[str], *, packages: int = 0) -> None:
     """Run `pip install` in the environment `folder`; a bar counts up to `packages`, if given.
 
-    The output stays in `install.log` there. Raises PipFailedError.
+    The output stays in `LOG_NAME` there. Raises PipFailedError.
     """
     command = [str(folder / "bin" / "python"), "-m", "pip", "install", "--retries", "2"]
     command += ["--disable-pip-version-check", "--progress-bar", "off", *arguments]
-    run_quietly(command, folder / "install.log", Progress(title, packages, folder))
+    run_quietly(command, folder / LOG_NAME, Progress(title, folder, packages))
+
+
+def has_changed_packages(folder: Path) -> bool:
+    """Whether the last pip in the environment `folder` got beyond fetching."""
+    return CHANGES_BEGIN in (folder / LOG_NAME).read_text(errors="replace")
 
 
 def missing_wheel(output: str) -> str | None:
