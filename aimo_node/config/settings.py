@@ -214,6 +214,11 @@ class Settings(BaseSettings):
             edge = edge.model_copy(update={"http": http})
         if not provider.engine and roles == ALL_ROLES:
             provider = provider.model_copy(update={"engine": "llama"})
+        if Role.PROVIDER in roles and not provider.engine:
+            raise ConfigError(
+                "provider.engine: say which engine serves the model, such as --engine llama (the"
+                " demo model) or --engine openai --endpoint URL --model M"
+            )
         check_door(edge, roles)
         return self.model_copy(update={"mesh": mesh, "provider": provider, "edge": edge})
 

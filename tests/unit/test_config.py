@@ -9,7 +9,14 @@ import pytest
 from aimo_node.config.display import HIDDEN, shown_values
 from aimo_node.config.layers import Layer
 from aimo_node.config.loading import LoadedSettings, load_settings
-from aimo_node.config.settings import ALL_ROLES, KEYS, MeshSettings, Settings, variable_of
+from aimo_node.config.settings import (
+    ALL_ROLES,
+    KEYS,
+    MeshSettings,
+    ProviderSettings,
+    Settings,
+    variable_of,
+)
 from aimo_node.domain.ids import Role
 from aimo_node.domain.join import JoinTarget, format_join
 from aimo_node.errors import ConfigError
@@ -184,8 +191,8 @@ def test_the_state_folder_follows_xdg(tmp_path: Path) -> None:
     [
         (Role.RELAY, False, "/ip4/0.0.0.0/tcp/4001", "off", ""),
         (Role.RELAY, True, "/ip4/0.0.0.0/tcp/4001", "off", ""),
-        (Role.PROVIDER, True, "/ip4/0.0.0.0/tcp/0", "off", ""),
-        (Role.PROVIDER, False, "/ip4/127.0.0.1/tcp/0", "off", ""),
+        (Role.PROVIDER, True, "/ip4/0.0.0.0/tcp/0", "off", "echo"),
+        (Role.PROVIDER, False, "/ip4/127.0.0.1/tcp/0", "off", "echo"),
         (Role.EDGE, True, "/ip4/0.0.0.0/tcp/0", "127.0.0.1:8000", ""),
         (ALL_ROLES, False, "/ip4/127.0.0.1/tcp/0", "127.0.0.1:8000", "llama"),
     ],
@@ -194,7 +201,8 @@ def test_defaults_follow_the_roles(
     roles: Role, joined: bool, listen: str, http: str, engine: str
 ) -> None:
     mesh = MeshSettings(join=(ADDRESS,)) if joined else MeshSettings()
-    settings = Settings(mesh=mesh).for_roles(roles)
+    provider = ProviderSettings(engine="echo" if roles == Role.PROVIDER else "")
+    settings = Settings(mesh=mesh, provider=provider).for_roles(roles)
     assert settings.mesh.listen == (listen,)
     assert settings.edge.http == http
     assert settings.provider.engine == engine
@@ -219,6 +227,11 @@ def test_a_door_in_the_open_needs_keys_and_tls(host: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.5.5.5", "localhost", "[::1]"])
 def test_loopback_needs_nothing(host: str, tmp_path: Path) -> None:
     load(folder=tmp_path, AIMO_EDGE__HTTP=f"{host}:0").settings.for_roles(Role.EDGE)
+
+
+def test_a_provider_without_an_engine_is_told_which_there_are() -> None:
+    with pytest.raises(ConfigError, match="--engine llama"):
+        Settings().for_roles(Role.PROVIDER)
 
 
 def test_an_edge_without_a_door_is_refused(tmp_path: Path) -> None:
