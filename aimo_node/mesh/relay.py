@@ -28,6 +28,7 @@ class RelayDirectory(IdleObserver):
         self._checker = DescriptorChecker()
         self._wanted: dict[Link, frozenset[str]] = {}
         self._told: dict[Link, int] = {}
+        """The book's revision a subscriber has seen."""
 
     async def run(self) -> None:
         """Tell subscribers what is new, once a second, until cancelled."""
@@ -38,12 +39,12 @@ class RelayDirectory(IdleObserver):
                 self._tell(link)
 
     def _tell(self, link: Link) -> None:
-        since = self._told.get(link, 0)
-        if since and since == self.book.revision:
+        told = self._told.get(link)
+        if told == self.book.revision:
             return
-        for batch in self.book.batches(since, self._wanted[link]):
+        for batch in self.book.batches(told or 0, self._wanted[link]):
             link.announce(batch)
-        self._told[link] = max(self.book.revision, 1)
+        self._told[link] = self.book.revision
 
     def announced(self, link: Link, frame: Announcement) -> None:
         """A provider speaks for itself, an edge asks; everything else is ignored."""

@@ -65,7 +65,7 @@ class RelayExchange:
             revision = self._directory.book.revision
             for batch in self._directory.book.batches(told, own_only=True):
                 await gossip.publish(TOPIC, self._sealed(batch))
-            told = max(revision, 1)
+            told = revision
 
     def _sealed(self, batch: Directory) -> bytes:
         """The batch in a MessageFrame, signed."""
