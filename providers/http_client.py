@@ -81,13 +81,14 @@ class HttpUpstream:
                 response = await self._client.send(request, stream=True)
             except httpx2.HTTPError as error:
                 raise EngineFailed(_sentence(error)) from error
+            reply = HttpReply(response)
             try:
-                yield HttpReply(response)
+                yield reply
             finally:
                 # Closing a socket takes no time; the shield lets it happen on cancellation too.
                 with trio.move_on_after(1) as scope:
                     scope.shield = True
-                    await response.aclose()
+                    await reply.aclose()
 
     async def aclose(self) -> None:
         """See `Upstream`."""
@@ -100,6 +101,7 @@ class HttpReply:
     def __init__(self, response: httpx2.Response) -> None:
         self.status = response.status_code
         self.headers: Mapping[str, str] = response.headers
+        self._response = response
         self._pieces = response.aiter_raw()
 
     async def receive(self) -> bytes:
@@ -108,6 +110,15 @@ class HttpReply:
             return await anext(self._pieces, b"")
         except httpx2.HTTPError as error:
             raise EngineFailed(_sentence(error)) from error
+
+    async def aclose(self) -> None:
+        """Close the connection unless the answer was read to its end."""
+        await self._response.aclose()
+        # One of httpx2's generators is left to the garbage collector when a body is not read to
+        # its end, even if the outer one is closed: so read on until the closed connection fails.
+        with contextlib.suppress(httpx2.HTTPError, httpx2.StreamError):
+            async for _ in self._pieces:
+                pass
 
 
 def _trust(ca_file: Path | None) -> ssl.SSLContext | bool:

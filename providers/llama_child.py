@@ -23,7 +23,6 @@ from providers.unix_client import UnixUpstream
 from providers.upstream import ask_once
 
 REQUESTS_MAX_DEFAULT: Final = 4
-PROBE_SECONDS: Final = 5.0
 PROGRESS_EVERY_SECONDS: Final = 2.0
 
 _log: Final = structlog.get_logger()
@@ -100,10 +99,10 @@ class LlamaChild:
             return ""
         return answer.removeprefix("failed ") or await child.wait()
 
-    async def probe(self) -> bool:
+    async def probe(self, timeout_seconds: float) -> bool:
         """See `Charge`."""
         try:
-            status, _ = await ask_once(self.upstream, "/health", timeout_seconds=PROBE_SECONDS)
+            status, _ = await ask_once(self.upstream, "/health", timeout_seconds=timeout_seconds)
         except EngineFailed:
             return False
         return status == 200

@@ -32,6 +32,7 @@ class RestartPolicy:
     delay_seconds_max: float = 30.0
     stable_seconds: float = 60.0
     probe_every_seconds: float = 5.0
+    probe_timeout_seconds: float = 5.0
     probes_failed_max: int = 3
 
 
@@ -50,8 +51,8 @@ class Charge(Protocol):
     async def wait_ready(self, child: ChildProcess, progress: Progress) -> str:
         """Wait until the process can answer; else a phrase saying why it will not."""
 
-    async def probe(self) -> bool:
-        """Whether it answers; returns within some seconds."""
+    async def probe(self, timeout_seconds: float) -> bool:
+        """Whether it answers in time."""
 
     def up(self) -> None:
         """It can answer now."""
@@ -166,7 +167,8 @@ class Supervisor:
         policy = self._policy
         while self._probes_failed < policy.probes_failed_max:
             await trio.sleep(policy.probe_every_seconds)
-            self._probes_failed = 0 if await self._charge.probe() else self._probes_failed + 1
+            answered = await self._charge.probe(policy.probe_timeout_seconds)
+            self._probes_failed = 0 if answered else self._probes_failed + 1
         return f"did not answer {self._probes_failed} probes in a row"
 
     async def _mourn(self, deaths: int, ending: str) -> None:

@@ -27,10 +27,18 @@ class UnixUpstream:
 
     Args:
         socket: path of its socket, short enough for the system.
+        api_key: sent as bearer token.
     """
 
-    def __init__(self, socket: Path) -> None:
+    def __init__(self, socket: Path, api_key: str = "") -> None:
         self._socket = socket
+        self._headers = [
+            ("host", "engine"),
+            ("connection", "close"),
+            ("accept-encoding", "identity"),
+        ]
+        if api_key:
+            self._headers.append(("authorization", f"Bearer {api_key}"))
 
     @contextlib.asynccontextmanager
     async def request(self, method: str, path: str, body: bytes = b"") -> AsyncIterator[UnixReply]:
@@ -41,10 +49,16 @@ class UnixUpstream:
             raise EngineFailed("nobody listens on the engine's socket") from error
         async with stream:
             parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_BYTES_MAX)
-            yield await _exchange_heads(stream, parser, _head(method, path, body), body)
+            yield await _exchange_heads(stream, parser, self._head(method, path, body), body)
 
     async def aclose(self) -> None:
         """Nothing is kept open."""
+
+    def _head(self, method: str, path: str, body: bytes) -> h11.Request:
+        headers = [*self._headers, ("content-length", str(len(body)))]
+        if body:
+            headers.append(("content-type", "application/json"))
+        return h11.Request(method=method, target=path, headers=headers)
 
 
 class UnixReply:
@@ -78,18 +92,6 @@ class UnixReply:
             elif data := body.feed(received):
                 return data
         return b""
-
-
-def _head(method: str, path: str, body: bytes) -> h11.Request:
-    headers = [
-        ("host", "engine"),
-        ("connection", "close"),
-        ("accept-encoding", "identity"),
-        ("content-length", str(len(body))),
-    ]
-    if body:
-        headers.append(("content-type", "application/json"))
-    return h11.Request(method=method, target=path, headers=headers)
 
 
 async def _exchange_heads(

@@ -79,7 +79,7 @@ class LlamaEngine:
     """
 
     def __init__(self, plan: LlamaPlan, policy: RestartPolicy | None = None) -> None:
-        self._plan = plan
+        self.plan = plan
         self._child = LlamaChild(plan)
         # Only the length of a pause hangs on it.
         chance = random.Random()  # noqa: S311 (no secret is made)
@@ -92,8 +92,8 @@ class LlamaEngine:
         Raises:
             EngineStartFailed: the weights cannot be used, or the child does not start.
         """
-        self._plan = await self._measure(progress)
-        self._child.plan = self._plan
+        self.plan = await self._measure(progress)
+        self._child.plan = self.plan
         self._child.ready = ready
         try:
             await self._supervisor.run(progress)
@@ -142,13 +142,13 @@ class LlamaEngine:
     def capabilities(self) -> Capabilities:
         """One model; context and digest are known once it is ready."""
         model = ModelInfo(
-            self._plan.name,
-            context_tokens=self._plan.context_tokens,
-            digest=self._plan.digest,
+            self.plan.name,
+            context_tokens=self.plan.context_tokens,
+            digest=self.plan.digest,
             endpoints=(Endpoint.CHAT,),
             features=(Feature.TOOLS, Feature.JSON_SCHEMA, Feature.LOGPROBS, Feature.CONTINUE),
         )
-        return Capabilities("llama", (model,), self._plan.slots, version=_version())
+        return Capabilities("llama", (model,), self.plan.slots, version=_version())
 
     def health(self) -> Health:
         """As the supervisor sees the child."""
@@ -169,7 +169,7 @@ class LlamaEngine:
 
     async def _measure(self, progress: Progress) -> LlamaPlan:
         """Complete the plan with what the weights say."""
-        plan = self._plan
+        plan = self.plan
         head = await trio.to_thread.run_sync(read_head, plan.weights)
         own = head.context_tokens or CONTEXT_TOKENS_DEFAULT
         progress(f"checking the weights of {plan.name}")
@@ -185,12 +185,12 @@ class LlamaEngine:
     async def _ask(
         self, request: EngineRequest, place: Mapping[str, Any], sink: AnswerSink
     ) -> None:
-        body = {**request.body, **_STREAMED, **place, "model": self._plan.name}
+        body = {**request.body, **_STREAMED, **place, "model": self.plan.name}
         await ask(self._child.upstream, "/v1/chat/completions", body, sink)
 
     def _check(self, request: EngineRequest) -> None:
-        if request.model != self._plan.name:
-            raise ModelNotFound(f"this engine serves {self._plan.name}, not {request.model}")
+        if request.model != self.plan.name:
+            raise ModelNotFound(f"this engine serves {self.plan.name}, not {request.model}")
         if request.endpoint is not Endpoint.CHAT:
             raise InvalidRequest("the llama engine serves chat only")
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
-import msgspec
 import structlog
 import trio
 
@@ -18,7 +15,6 @@ from aimo_node.domain.ids import Endpoint, ModelName
 from aimo_node.domain.models import Feature, Health, Load, ModelInfo
 from aimo_node.errors import (
     CodedError,
-    ConfigError,
     EngineFailed,
     EngineStartFailed,
     InvalidRequest,
@@ -33,15 +29,13 @@ from aimo_node.ports.engine import (
 )
 from providers.admission import Admission
 from providers.arguments import EngineArguments, integer_between, number_between
+from providers.endpoints import read_key, split_endpoint
+from providers.model_list import ListedModel, choose_model, read_models
 from providers.openai_dialect import ask
 from providers.unix_client import UnixUpstream
 from providers.upstream import Upstream, ask_once
 
 REQUESTS_MAX_DEFAULT: Final = 64
-API_KEY_BYTES_MAX: Final = 8192
-MODELS_LISTED_MAX: Final = 20
-"""Names in an error message; some services offer hundreds."""
-
 PROBE_SECONDS: Final = 5.0
 PROBES_FAILED_MAX: Final = 6
 """After a minute of silence, by default, the upstream counts as gone until it answers again."""
@@ -71,10 +65,10 @@ def create(settings: EngineSettings) -> OpenAiEngine:
     arguments.add_argument("--probe-seconds", type=number_between(0.05, 3600), default=10.0)
     found = arguments.read(settings.engine_args)
     requests_max = settings.requests_max or REQUESTS_MAX_DEFAULT
-    key = _read_key(settings.api_key_file)
-    root, base = _split_endpoint(settings.endpoint)
+    key = read_key(settings.api_key_file)
+    root, base = split_endpoint(settings.endpoint)
     if root.startswith("unix:"):
-        upstream: Upstream = UnixUpstream(Path(root.removeprefix("unix:")))
+        upstream: Upstream = UnixUpstream(Path(root.removeprefix("unix:")), api_key=key)
     else:
         # Half a tenth of a second to load, and only this engine needs it.
         from providers.http_client import HttpUpstream  # noqa: PLC0415
@@ -118,19 +112,6 @@ class UpstreamPlan:
     secret: str = field(default="", repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class ListedModel:
-    """One entry of an upstream's model list.
-
-    Attributes:
-        owner: ``vllm`` for a vLLM server, which can salt its prompt cache.
-    """
-
-    name: str
-    owner: str = ""
-    context_tokens: int = 0
-
-
 class OpenAiEngine:
     """See the module; the upstream is somebody else's, so it is probed but never restarted."""
 
@@ -164,14 +145,14 @@ class OpenAiEngine:
 
     async def stream(self, request: EngineRequest, sink: AnswerSink) -> None:
         """See `Engine.stream`."""
+        if not self._alive:
+            raise EngineFailed("the engine is not running")
         if request.model != self._name:
             raise ModelNotFound(f"this engine serves {self._name}, not {request.model}")
         path = _PATHS.get(request.endpoint)
         if path is None:
             raise InvalidRequest("the openai engine serves chat and completions only")
         with self._admission.request(), self._secret_kept():
-            if not self._alive:
-                raise EngineFailed("the engine is not running")
             with trio.CancelScope() as scope:
                 self._requests.add(scope)
                 try:
@@ -260,7 +241,7 @@ class OpenAiEngine:
             raise EngineStartFailed("the upstream refuses the key: see --api-key-file")
         if status != 200:
             raise EngineStartFailed(f"the upstream's model list answers with HTTP status {status}")
-        return choose_model(self._plan.model, _read_models(answer))
+        return choose_model(self._plan.model, read_models(answer))
 
     async def _list_models(self) -> tuple[int, bytes]:
         path = f"{self._plan.base}/models"
@@ -278,78 +259,6 @@ class OpenAiEngine:
             self._probes_failed = self._probes_failed + 1 if status == 0 or status >= 500 else 0
             if self.health() is not healthy:
                 _log.warning("engine.health", engine="openai", health=self.health().text)
-
-
-def choose_model(wanted: str, listed: list[ListedModel]) -> ListedModel:
-    """The entry of the wanted model, or the only one there is.
-
-    Raises:
-        EngineStartFailed: it is not there; the message lists what is.
-    """
-    for model in listed:
-        if model.name == wanted:
-            return model
-    if not wanted and len(listed) == 1:
-        return listed[0]
-    names = [model.name for model in listed]
-    offered = ", ".join(names[:MODELS_LISTED_MAX]) or "nothing"
-    if not wanted:
-        raise EngineStartFailed(f"name one of the upstream's models with --model: {offered}")
-    nearest = difflib.get_close_matches(wanted, names, n=1)
-    hint = f" (did you mean {nearest[0]}?)" if nearest else ""
-    raise EngineStartFailed(f"the upstream has no model {wanted!r}{hint}; it offers {offered}")
-
-
-def _read_models(answer: bytes) -> list[ListedModel]:
-    try:
-        entries = msgspec.json.decode(answer, type=dict[str, Any]).get("data")
-    except msgspec.MsgspecError as error:
-        raise EngineStartFailed(
-            "the upstream's model list is not JSON: is --endpoint right?"
-        ) from error
-    entries = entries if isinstance(entries, list) else []
-    return [
-        ListedModel(entry["id"], str(entry.get("owned_by", "")), _context_tokens(entry))
-        for entry in entries
-        if isinstance(entry, dict) and isinstance(entry.get("id"), str)
-    ]
-
-
-def _context_tokens(entry: Mapping[str, Any]) -> int:
-    """Where vLLM and llama.cpp tell it."""
-    meta = entry.get("meta")
-    found = entry.get("max_model_len") or (meta.get("n_ctx") if isinstance(meta, dict) else 0)
-    return found if isinstance(found, int) and found > 0 else 0
-
-
-def _split_endpoint(endpoint: str) -> tuple[str, str]:
-    """Where to connect and the path of the API: ``http://host:8000`` and ``/v1``."""
-    if endpoint.startswith("unix:"):
-        path = endpoint.removeprefix("unix:").replace("//", "", 1)
-        if path.startswith("/"):
-            return f"unix:{path}", "/v1"
-        raise ConfigError(f"--endpoint {endpoint}: a socket is named as unix:/path/to/socket")
-    parts = urlsplit(endpoint)
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ConfigError(
-            "the openai engine needs --endpoint http://HOST:PORT, https://… or unix:/PATH"
-        )
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ConfigError("--endpoint takes no user, password or query; the key goes into a file")
-    return f"{parts.scheme}://{parts.netloc}", parts.path.rstrip("/") or "/v1"
-
-
-def _read_key(file: Path | None) -> str:
-    if file is None:
-        return ""
-    try:
-        with file.open("rb") as opened:
-            key = opened.read(API_KEY_BYTES_MAX).strip()
-    except OSError as error:
-        raise ConfigError(f"--api-key-file {file} cannot be read: {error.strerror}") from error
-    if not key.isascii() or not key or any(byte <= 32 for byte in key):
-        raise ConfigError(f"--api-key-file {file} must hold one key and nothing else")
-    return key.decode("ascii")
 
 
 def _features(text: str) -> tuple[Feature, ...]:
