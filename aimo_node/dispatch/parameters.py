@@ -218,14 +218,14 @@ def _read_object(body: bytes) -> dict[str, Any]:
 
 
 def _media_parts(messages: object) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every content part that carries more than text, with its path."""
+    """Every content part with its path, whatever type it says it has."""
     if not isinstance(messages, list | tuple):
         return
     for index, message in enumerate(messages):
         content = message.get("content")
         if isinstance(content, list):
             for place, part in enumerate(content):
-                if isinstance(part, dict) and part.get("type") != "text":
+                if isinstance(part, dict):
                     yield f"messages[{index}].content[{place}]", part
 
 

@@ -136,14 +136,15 @@ class ProviderService:
             raise Overloaded(f"the provider serves {limit} requests already", retry_after_seconds=1)
 
     async def _serve(self, incoming: IncomingRequest) -> None:
-        if not incoming.inline:
+        came_whole = incoming.inline
+        if not came_whole:
             incoming.accept()
         with trio.move_on_after(BODY_SECONDS) as patience:
             body = await incoming.read_body()
         if patience.cancelled_caught:
             raise RequestTimeout(f"the upload took longer than {BODY_SECONDS:.0f} s")
         request, model = self._read(incoming, body)
-        if incoming.inline:
+        if came_whole:
             incoming.accept(model.digest)
         sink = StreamSink(incoming, self._metrics) if request.stream else WholeSink(incoming)
         await self._engine.stream(request, sink)

@@ -1,0 +1,108 @@
+"""Who should answer, in which order, and why."""
+
+from __future__ import annotations
+
+from aimo_node.domain.ids import Endpoint, ModelName, PeerId
+from aimo_node.domain.models import Descriptor, EngineState, Health, Load, ModelInfo, Status
+from aimo_node.routing.policy import RouteRequest, Verdict, choose
+from aimo_node.routing.table import RoutingTable
+
+RELAY = PeerId("relay")
+TINY = RouteRequest(ModelName("tiny"))
+
+
+def table_of(**loads: int) -> RoutingTable:
+    """Providers by name, each with that many running requests of ten."""
+    table = RoutingTable()
+    for name, running in loads.items():
+        peer = PeerId(name)
+        model = ModelInfo(ModelName("tiny"))
+        table.describe(
+            RELAY,
+            Descriptor(
+                peer, 1, (model,), engine_state=EngineState.RUNNING, requests_max=10, revision=1
+            ),
+            0.0,
+        )
+        table.report(RELAY, Status(peer, 1, 1, Health.HEALTHY, Load(running=running)), 0.0)
+    return table
+
+
+def order(table: RoutingTable, request: RouteRequest = TINY, now: float = 0.0) -> list[str]:
+    return [str(candidate.peer) for candidate in choose(request, table, now).candidates]
+
+
+def test_the_idle_provider_comes_first() -> None:
+    assert order(table_of(busy=8, idle=0, half=5)) == ["idle", "half", "busy"]
+
+
+def test_requests_we_sent_count_before_the_provider_reports_them() -> None:
+    table = table_of(a=0, b=0)
+    for _ in range(3):
+        table.begun(PeerId("a"))
+    assert order(table) == ["b", "a"]
+
+
+def test_equals_take_turns() -> None:
+    table = table_of(a=0, b=0, c=0)
+    chosen = []
+    for _ in range(6):
+        first = order(table)[0]
+        chosen.append(first)
+        table.begun(PeerId(first))
+        table.ended(PeerId(first), failed=False, now=0.0)
+    assert sorted(chosen[:3]) == ["a", "b", "c"]
+    assert chosen[:3] == chosen[3:]
+
+
+def test_trouble_comes_last_but_not_never() -> None:
+    table = table_of(suspect=0, failed=0, degraded=0, busy=9)
+    for name in ("suspect", "failed", "degraded", "busy"):
+        table.linked(PeerId(name), "direct", 0.0)
+    table.link_state(PeerId("suspect"), suspect=True, draining=False)
+    table.ended(PeerId("failed"), failed=True, now=0.0)
+    table.report(RELAY, Status(PeerId("degraded"), 1, 2, Health.DEGRADED, Load()), 0.0)
+    assert order(table, now=0.5) == ["busy", "failed", "suspect", "degraded"]
+    reasons = {c.peer: c.reasons for c in choose(TINY, table, 0.5).candidates}
+    assert "silent" in reasons[PeerId("suspect")]
+    assert "failed 1 in a row" in reasons[PeerId("failed")]
+
+
+def test_offline_and_draining_providers_are_excluded_with_the_reason() -> None:
+    table = table_of(off=0, draining=0, good=0)
+    table.report(RELAY, Status(PeerId("off"), 1, 2, Health.OFFLINE, Load()), 0.0)
+    table.linked(PeerId("draining"), "direct", 0.0)
+    table.link_state(PeerId("draining"), suspect=False, draining=True)
+    decision = choose(TINY, table, 0.0)
+    assert [c.peer for c in decision.candidates] == ["good"]
+    assert dict(decision.excluded) == {
+        PeerId("off"): Verdict.OFFLINE,
+        PeerId("draining"): Verdict.OFFLINE,
+    }
+
+
+def test_a_pinned_provider_is_the_only_candidate() -> None:
+    request = RouteRequest(ModelName("tiny"), provider=PeerId("busy"))
+    assert order(table_of(busy=9, idle=0), request) == ["busy"]
+
+
+def test_a_pinned_provider_without_the_model_is_told_apart_from_an_unknown_one() -> None:
+    table = table_of(a=0)
+    wrong = choose(RouteRequest(ModelName("large"), provider=PeerId("a")), table, 0.0)
+    assert wrong.provider_known
+    assert wrong.excluded == ((PeerId("a"), Verdict.WRONG_MODEL),)
+    unknown = choose(RouteRequest(ModelName("tiny"), provider=PeerId("x")), table, 0.0)
+    assert not unknown.provider_known
+    assert not unknown.candidates
+
+
+def test_a_model_that_does_not_serve_the_endpoint_is_excluded() -> None:
+    decision = choose(RouteRequest(ModelName("tiny"), Endpoint.IMAGES), table_of(a=0), 0.0)
+    assert decision.excluded == ((PeerId("a"), Verdict.WRONG_ENDPOINT),)
+    assert decision.model_known
+
+
+def test_an_unknown_model_has_no_candidates() -> None:
+    decision = choose(RouteRequest(ModelName("large")), table_of(a=0), 0.0)
+    assert not decision.candidates
+    assert not decision.model_known
