@@ -7,14 +7,18 @@ from typing import Final
 from aimo_node.domain.answer import Finish, Usage
 from aimo_node.domain.ids import ContentType, RequestId
 from aimo_node.errors import (
+    CloseCode,
     CodedError,
     Draining,
+    InvalidRequest,
     LocalProtocolError,
     Overloaded,
+    PayloadTooLarge,
     RemoteProtocolError,
+    UnsupportedContentType,
 )
 from aimo_node.protocol import codec, limits
-from aimo_node.protocol.credit import ReceiveWindow, WindowBudget
+from aimo_node.protocol.credit import ReceiveWindow, WindowBudget, cost_of
 from aimo_node.protocol.events import (
     BodyReceived,
     CreditReceived,
@@ -22,22 +26,25 @@ from aimo_node.protocol.events import (
     RequestReceived,
     RequestWithdrawn,
 )
+from aimo_node.protocol.failures import error_frame
 from aimo_node.protocol.frames import (
+    INFERENCE,
     Accepted,
     Body,
     Cancel,
     Credit,
-    Error,
     Request,
     Response,
     StreamChunk,
     UsageCount,
+    clamp_unsigned32,
 )
 from aimo_node.protocol.incoming import IncomingRequest
 from aimo_node.protocol.scheduling import Outbox
-from aimo_node.protocol.states import RequestInput
+from aimo_node.protocol.states import RequestInput, RequestState
 
 _HTTP_OK: Final = 200
+_JSON: Final = int(ContentType.JSON)
 
 
 class Answering:
@@ -54,13 +61,16 @@ class Answering:
         request_id = RequestId(frame.request_id)
         if request_id in self.requests:
             raise RemoteProtocolError("request id is in use")
+        if frame.body_bytes and frame.payload:
+            raise RemoteProtocolError("a Request has a payload or a body, not both")
         refusal = self._refusal(frame, draining=draining)
+        if refusal is None and frame.body_bytes:
+            refusal = self._reserve_window()
         if refusal is not None:
             self._outbox.put_control(codec.encode(error_frame(request_id, refusal)))
             return
-        if frame.body_bytes and frame.payload:
-            raise RemoteProtocolError("a Request has a payload or a body, not both")
-        state = IncomingRequest(frame, self._outbox)
+        window = ReceiveWindow(self._budget) if frame.body_bytes else None
+        state = IncomingRequest(frame, self._outbox, window)
         self.requests[request_id] = state
         self._uploads_bytes += frame.body_bytes
         events.append(RequestReceived(frame, None if frame.body_bytes else frame.payload))
@@ -68,24 +78,38 @@ class Answering:
     def _refusal(self, frame: Request, *, draining: bool) -> CodedError | None:
         if draining:
             return Draining("the provider is going away")
-        if len(self.requests) >= limits.REQUESTS_PER_LINK_MAX:
+        if frame.request_type != INFERENCE:
+            return InvalidRequest(f"unknown request type {frame.request_type}")
+        if frame.content_type != _JSON:
+            return UnsupportedContentType("a request is JSON")
+        full = len(self.requests) >= limits.REQUESTS_PER_LINK_MAX
+        if full or self._outbox.congested:
             return Overloaded("too many requests on this link", retry_after_seconds=1)
         if self._uploads_bytes + frame.body_bytes > limits.UPLOADS_BYTES_MAX:
             return Overloaded("too many uploads on this link", retry_after_seconds=1)
         return None
 
+    def _reserve_window(self) -> CodedError | None:
+        if self._budget.take(limits.CREDIT_INITIAL_BYTES):
+            return None
+        return Overloaded("too many uploads on this link", retry_after_seconds=1)
+
     def accept(self, request_id: RequestId, model_digest: bytes, queue_position: int) -> None:
-        """Tell the edge that the request was admitted; its upload may begin."""
-        state = self._state(request_id)
+        """Tell the edge that the request was admitted; its upload may begin.
+
+        Ignored if the request has gone: its edge may have cancelled it meanwhile.
+
+        Raises:
+            LocalProtocolError: accepted before, or a digest over `DIGEST_BYTES_MAX`.
+        """
+        state = self.requests.get(request_id)
+        if state is None:
+            return
+        if len(model_digest) > limits.DIGEST_BYTES_MAX:
+            raise LocalProtocolError(f"a model digest of {len(model_digest)} bytes does not fit")
         state.step(RequestInput.ACCEPTED)
-        if state.assembly is not None:
-            if not self._budget.take(limits.CREDIT_INITIAL_BYTES):
-                self.fail(request_id, Overloaded("too many uploads", retry_after_seconds=1))
-                return
-            state.window = ReceiveWindow(self._budget)
-        self._outbox.put(
-            request_id, codec.encode(Accepted(request_id, model_digest, queue_position))
-        )
+        frame = Accepted(request_id, model_digest, clamp_unsigned32(queue_position))
+        self._outbox.put(request_id, codec.encode(frame))
 
     def on_body(self, frame: Body, events: list[Event]) -> bool:
         """A piece of an upload; False if the id is none of ours."""
@@ -93,13 +117,13 @@ class Answering:
         state = self.requests.get(request_id)
         if state is None:
             return False
-        if state.assembly is None or state.window is None:
+        if state.assembly is None or state.window is None or state.state is RequestState.SENT:
             raise RemoteProtocolError("Body without an accepted upload")
-        size = len(frame.payload)
-        state.window.receive(size)
+        cost = cost_of(len(frame.payload))
+        state.window.receive(cost)
         body = state.assembly.add(frame)
         if body is None:
-            grant = state.window.consume(size)
+            grant = state.window.consume(cost)
             if grant:
                 self._outbox.put_control(codec.encode(Credit(request_id, grant, 0)))
             return True
@@ -113,9 +137,9 @@ class Answering:
         state = self.requests.get(request_id)
         if state is None:
             return False
-        if not state.acknowledged <= frame.chunk_index <= state.next_index:
-            raise RemoteProtocolError(f"acknowledges chunk {frame.chunk_index} out of order")
-        state.acknowledged = frame.chunk_index
+        state.acknowledge(frame.chunk_index)
+        if self._outbox.congested:
+            raise RemoteProtocolError("grants credit, but does not read", CloseCode.CreditExceeded)
         state.credit.add(frame.credit_bytes)
         state.release()
         events.append(CreditReceived(request_id))
@@ -128,9 +152,15 @@ class Answering:
         state = self.requests.get(request_id)
         if state is None:
             return
+        state.acknowledge(frame.chunk_index)
         self._outbox.discard(request_id)
         self._end(request_id, state)
         events.append(RequestWithdrawn(request_id, frame.chunk_index))
+
+    def end_all(self) -> None:
+        """The link has ended, and with it every request."""
+        for request_id, state in list(self.requests.items()):
+            self._end(request_id, state)
 
     def send_text(self, request_id: RequestId, delta: str) -> bool:
         """Queue a text delta; ignored if the request has gone.
@@ -184,13 +214,15 @@ class Answering:
         """Answer as a whole; ignored if the request has gone.
 
         Raises:
-            LocalProtocolError: over `BODY_BYTES_MAX`, or not accepted before.
+            PayloadTooLarge: over `BODY_BYTES_MAX`.
+            LocalProtocolError: not accepted before.
         """
         state = self.requests.get(request_id)
         if state is None:
             return
         if len(payload) > limits.BODY_BYTES_MAX:
-            raise LocalProtocolError(f"an answer of {len(payload)} bytes is too large")
+            size, most = len(payload), limits.BODY_BYTES_MAX
+            raise PayloadTooLarge(f"the engine answered {size} bytes; at most {most} fit")
         inline = len(payload) <= limits.INLINE_BYTES_MAX
         response = Response(
             request_id=request_id,
@@ -214,15 +246,9 @@ class Answering:
         self._end(request_id, state)
 
     def backlog_bytes(self, request_id: RequestId) -> int:
-        """Payload bytes that wait for credit."""
+        """What waits for credit, in bytes of credit."""
         state = self.requests.get(request_id)
         return 0 if state is None else state.backlog_bytes
-
-    def _state(self, request_id: RequestId) -> IncomingRequest:
-        state = self.requests.get(request_id)
-        if state is None:
-            raise LocalProtocolError("no such request")
-        return state
 
     def _end_upload(self, state: IncomingRequest) -> None:
         if state.assembly is not None:
@@ -243,16 +269,9 @@ class Answering:
         del self.requests[request_id]
 
 
-def error_frame(request_id: RequestId, error: CodedError) -> Error:
-    """The Error frame that tells the edge about `error`."""
-    details: dict[str, str] = {}
-    if error.param:
-        details["param"] = error.param[: limits.DETAIL_CHARS_MAX]
-    if error.retry_after_seconds is not None:
-        details["retry_after_ms"] = str(max(0, round(error.retry_after_seconds * 1000)))
-    message = error.message[: limits.MESSAGE_CHARS_MAX]
-    return Error(int(error.code), message, details, request_id)
-
-
 def _count(usage: Usage) -> UsageCount:
-    return UsageCount(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
+    return UsageCount(
+        clamp_unsigned32(usage.prompt_tokens),
+        clamp_unsigned32(usage.completion_tokens),
+        clamp_unsigned32(usage.cached_tokens),
+    )

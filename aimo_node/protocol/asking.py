@@ -9,19 +9,20 @@ from typing import Final
 from aimo_node.domain.answer import AnswerPart, Finish, JsonDelta, Usage
 from aimo_node.domain.ids import ContentType, Endpoint, FinishReason, RequestId
 from aimo_node.errors import (
-    CODED_ERRORS,
-    CodedError,
-    EngineFailed,
-    ErrorCode,
+    CloseCode,
+    InvalidRequest,
     LocalProtocolError,
+    NetworkError,
     Overloaded,
     PayloadTooLarge,
     RemoteProtocolError,
 )
 from aimo_node.protocol import codec, limits
-from aimo_node.protocol.credit import WindowBudget
+from aimo_node.protocol.credit import WindowBudget, cost_of
 from aimo_node.protocol.events import Event, PartReceived, RequestFailed
+from aimo_node.protocol.failures import coded_error
 from aimo_node.protocol.frames import (
+    INFERENCE,
     Accepted,
     Body,
     Cancel,
@@ -31,6 +32,7 @@ from aimo_node.protocol.frames import (
     Response,
     StreamChunk,
     UsageCount,
+    clamp_unsigned32,
 )
 from aimo_node.protocol.outgoing import Assembly, OutgoingRequest
 from aimo_node.protocol.scheduling import Outbox
@@ -38,8 +40,7 @@ from aimo_node.protocol.states import RequestInput, RequestState
 
 _TEXT: Final = int(ContentType.TEXT)
 _JSON: Final = int(ContentType.JSON)
-INFERENCE: Final = 1
-"""The only request type of version 1."""
+_FRAME_COST: Final = limits.CREDIT_FRAME_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +53,16 @@ class Terms:
 
 
 class Asking:
-    """Requests this node sent over one link, by id."""
+    """Requests this node sent over one link, by id.
+
+    `requests_max`: what the peer takes at a time; none before its Hello and after the end.
+    """
 
     def __init__(self, outbox: Outbox, budget: WindowBudget) -> None:
         self._outbox = outbox
         self._budget = budget
+        self._bodies_bytes = 0
+        self.requests_max: int | None = None
         self.requests: dict[RequestId, OutgoingRequest] = {}
 
     def open(
@@ -72,8 +78,10 @@ class Asking:
 
         Raises:
             PayloadTooLarge: the body is over `BODY_BYTES_MAX`.
+            InvalidRequest: more or longer headers than the wire carries.
             Overloaded: the link carries as many requests as it may.
-            LocalProtocolError: the id is in use.
+            NetworkError: the link is not open yet, or has ended.
+            LocalProtocolError: the id is in use, or the public id is too long.
         """
         if len(body) > limits.BODY_BYTES_MAX:
             raise PayloadTooLarge(
@@ -81,11 +89,10 @@ class Asking:
             )
         if request_id in self.requests:
             raise LocalProtocolError("request id is in use")
-        full = len(self.requests) >= limits.REQUESTS_PER_LINK_MAX
-        if full or not self._budget.take(limits.CREDIT_INITIAL_BYTES):
-            raise Overloaded("the link to this provider carries as many requests as it may")
+        if self.requests_max is None:
+            raise NetworkError("the link to the provider is not open")
+        _check(terms)
         inline = len(body) <= limits.INLINE_BYTES_MAX
-        self.requests[request_id] = OutgoingRequest(self._budget, None if inline else body)
         frame = Request(
             request_id=request_id,
             provider_id="",
@@ -96,9 +103,13 @@ class Asking:
             body_bytes=0 if inline else len(body),
             stream=stream,
             headers=dict(terms.headers),
-            deadline_ms=terms.deadline_ms,
+            deadline_ms=clamp_unsigned32(terms.deadline_ms),
             public_id=terms.public_id,
         )
+        full = len(self.requests) >= self.requests_max or self._outbox.congested
+        if full or not self._budget.take(limits.CREDIT_INITIAL_BYTES):
+            raise Overloaded("the link to this provider carries as many requests as it may")
+        self.requests[request_id] = OutgoingRequest(self._budget, None if inline else body)
         self._outbox.put(request_id, codec.encode(frame))
 
     def cancel(self, request_id: RequestId) -> None:
@@ -112,7 +123,7 @@ class Asking:
         self._end(request_id, state)
 
     def consumed(self, request_id: RequestId, size: int) -> None:
-        """The consumer took `size` payload bytes: grant new credit when it is worth a frame."""
+        """The consumer took parts of that `size`: grant new credit when it is worth a frame."""
         state = self.requests.get(request_id)
         if state is None:
             return
@@ -129,9 +140,9 @@ class Asking:
             return
         payload = frame.payload
         if not frame.is_final:
-            state.take_chunk(frame.chunk_index, len(payload))
-            part = _part(frame.content_type, payload)
-            events.append(PartReceived(request_id, part, len(payload)))
+            cost = len(payload) + _FRAME_COST
+            state.take_chunk(frame.chunk_index, cost)
+            events.append(PartReceived(request_id, _part(frame.content_type, payload), cost))
             return
         if frame.chunk_index != state.next_index or payload:
             raise RemoteProtocolError("the final chunk has the wrong index or a payload")
@@ -155,8 +166,10 @@ class Asking:
         state = self.requests.get(request_id)
         if state is None:
             return False
-        if state.upload is None:
-            raise RemoteProtocolError("credit for a request that uploads nothing")
+        if state.upload is None or state.state is RequestState.SENT:
+            raise RemoteProtocolError("credit for a request that uploads nothing yet")
+        if self._outbox.congested:
+            raise RemoteProtocolError("grants credit, but does not read", CloseCode.CreditExceeded)
         state.upload.credit.add(frame.credit_bytes)
         self._upload(request_id, state)
         return True
@@ -176,12 +189,27 @@ class Asking:
             if frame.payload:
                 raise RemoteProtocolError("a Response has a payload or a body, not both")
             state.step(RequestInput.RESPONSE_HEAD)
-            state.response = frame
-            state.assembly = Assembly(frame.body_bytes)
+            self._expect_body(request_id, state, frame, events)
             return
         state.step(RequestInput.RESPONSE)
         events.append(PartReceived(request_id, _part(frame.content_type, frame.payload), 0))
         self._finish(request_id, state, frame, events)
+
+    def _expect_body(
+        self,
+        request_id: RequestId,
+        state: OutgoingRequest,
+        head: Response,
+        events: list[Event],
+    ) -> None:
+        if self._bodies_bytes + head.body_bytes > limits.UPLOADS_BYTES_MAX:
+            self.cancel(request_id)
+            error = Overloaded("too many large answers at a time from this provider")
+            events.append(RequestFailed(request_id, error))
+            return
+        self._bodies_bytes += head.body_bytes
+        state.response = head
+        state.assembly = Assembly(head.body_bytes)
 
     def on_body(self, frame: Body, events: list[Event]) -> bool:
         """A piece of a large answer; False if the id is none of ours."""
@@ -191,11 +219,11 @@ class Asking:
             return False
         if state.assembly is None or state.response is None:
             raise RemoteProtocolError("Body without a Response before it")
-        size = len(frame.payload)
-        state.window.receive(size)
+        cost = cost_of(len(frame.payload))
+        state.window.receive(cost)
         body = state.assembly.add(frame)
         if body is None:
-            self.consumed(request_id, size)
+            self.consumed(request_id, cost)
             return True
         head = state.response
         state.step(RequestInput.LAST_BODY)
@@ -212,7 +240,13 @@ class Asking:
         state.step(RequestInput.ERROR)
         self._outbox.discard(request_id)
         self._end(request_id, state)
-        events.append(RequestFailed(request_id, _coded(frame)))
+        events.append(RequestFailed(request_id, coded_error(frame)))
+
+    def end_all(self) -> None:
+        """The link has ended, and with it every request."""
+        self.requests_max = None
+        for request_id, state in list(self.requests.items()):
+            self._end(request_id, state)
 
     def _finish(
         self,
@@ -232,6 +266,9 @@ class Asking:
     def _end(self, request_id: RequestId, state: OutgoingRequest) -> None:
         state.state = RequestState.ENDED
         state.window.close()
+        if state.assembly is not None:
+            self._bodies_bytes -= state.assembly.size
+            state.assembly = None
         del self.requests[request_id]
 
 
@@ -250,14 +287,26 @@ def _usage(count: UsageCount) -> Usage:
     return Usage(count.prompt_tokens, count.completion_tokens, count.cached_tokens)
 
 
-def _coded(frame: Error) -> CodedError:
+def _check(terms: Terms) -> None:
+    """The peer would end the link over a field it does not take: found here, one request fails."""
+    if len(terms.public_id) > limits.PUBLIC_ID_CHARS_MAX or not _encodable(terms.public_id):
+        raise LocalProtocolError("the public id does not fit")
+    if len(terms.headers) > limits.HEADERS_MAX:
+        raise InvalidRequest(f"more than {limits.HEADERS_MAX} headers cannot travel")
+    for name, value in terms.headers.items():
+        if (
+            len(name) > limits.HEADER_NAME_CHARS_MAX
+            or len(value) > limits.HEADER_VALUE_CHARS_MAX
+            or not _encodable(name + value)
+        ):
+            most = limits.HEADER_VALUE_CHARS_MAX
+            raise InvalidRequest(f"a header has at most {most} characters of text", param=name)
+
+
+def _encodable(text: str) -> bool:
+    """Whether UTF-8 can carry it, which knows no lone surrogates."""
     try:
-        kind = CODED_ERRORS[ErrorCode(frame.error_code)]
-    except (ValueError, KeyError):
-        kind = EngineFailed
-    retry_after = frame.details.get("retry_after_ms", "")
-    return kind(
-        frame.message,
-        param=frame.details.get("param"),
-        retry_after_seconds=int(retry_after) / 1000 if retry_after.isdecimal() else None,
-    )
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

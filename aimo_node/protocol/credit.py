@@ -1,14 +1,19 @@
-"""Credit: how many payload bytes of one request may be on the way.
+"""Credit: how much of one request may be on the way.
 
-The receiver owns a `ReceiveWindow`, the sender a `SendCredit`. Rule for both, so that the receiver
-can check the sender: a payload of n bytes may go if n bytes of credit are left, or, when it is
-larger than that, if at least `CREDIT_LONE_BYTES` are left.
+The receiver owns a `ReceiveWindow`, the sender a `SendCredit`; both book what a frame costs
+(`cost_of`). Rule for both, so that the receiver can check the sender: a frame that costs n may go
+if n is left, or, when n is larger than that, if at least `CREDIT_LONE_BYTES` are left.
 """
 
 from __future__ import annotations
 
 from aimo_node.errors import CloseCode, RemoteProtocolError
 from aimo_node.protocol import limits
+
+
+def cost_of(payload_bytes: int) -> int:
+    """What a StreamChunk or Body with that much payload costs."""
+    return payload_bytes + limits.CREDIT_FRAME_BYTES
 
 
 class SendCredit:
@@ -19,23 +24,23 @@ class SendCredit:
     def __init__(self, initial: int) -> None:
         self.left = initial
 
-    def allows(self, size: int) -> bool:
-        """Whether a payload of `size` bytes may go now."""
-        return size <= self.left or self.left >= limits.CREDIT_LONE_BYTES
+    def allows(self, cost: int) -> bool:
+        """Whether a frame that costs this much may go now."""
+        return cost <= self.left or self.left >= limits.CREDIT_LONE_BYTES
 
-    def spend(self, size: int) -> None:
-        """Book a payload that goes."""
-        self.left -= size
+    def spend(self, cost: int) -> None:
+        """Book a frame that goes."""
+        self.left -= cost
 
     def add(self, size: int) -> None:
         """Book a Credit frame.
 
         Raises:
-            RemoteProtocolError: more than a link may ever grant.
+            RemoteProtocolError: more than the largest window.
         """
         self.left += size
-        if self.left > limits.CREDIT_LINK_BYTES_MAX:
-            raise RemoteProtocolError("more credit than a link may carry", CloseCode.CreditExceeded)
+        if self.left > limits.CREDIT_WINDOW_BYTES_MAX:
+            raise RemoteProtocolError("more credit than a window holds", CloseCode.CreditExceeded)
 
 
 class WindowBudget:
@@ -47,11 +52,15 @@ class WindowBudget:
         self.left = total
 
     def take(self, size: int) -> bool:
-        """Reserve `size` bytes; False if that would be too much."""
+        """Reserve `size` bytes for a new window; False if that would be too much."""
         if size > self.left:
             return False
         self.left -= size
         return True
+
+    def take_growth(self, size: int) -> bool:
+        """Reserve `size` bytes for a window that grows; False if new ones need the room."""
+        return self.left - size >= limits.CREDIT_GROWTH_RESERVE_BYTES and self.take(size)
 
     def give_back(self, size: int) -> None:
         """Return what a window held."""
@@ -74,27 +83,27 @@ class ReceiveWindow:
         self._left = size
         self._unacknowledged = 0
 
-    def receive(self, size: int) -> None:
-        """Book an arriving payload.
+    def receive(self, cost: int) -> None:
+        """Book an arriving frame.
 
         Raises:
             RemoteProtocolError: the sender had no credit for it.
         """
-        if size > self._left and self._left < limits.CREDIT_LONE_BYTES:
-            message = f"{size} payload bytes with {self._left} bytes of credit left"
+        if cost > self._left and self._left < limits.CREDIT_LONE_BYTES:
+            message = f"a frame that costs {cost} with {self._left} bytes of credit left"
             raise RemoteProtocolError(message, CloseCode.CreditExceeded)
-        self._left -= size
+        self._left -= cost
 
-    def consume(self, size: int) -> int:
-        """Book payload the consumer has taken; returns the bytes to grant now, 0 for none yet."""
-        self._unacknowledged += size
+    def consume(self, cost: int) -> int:
+        """Book frames the consumer has taken; returns the bytes to grant now, 0 for none yet."""
+        self._unacknowledged += cost
         if self._unacknowledged < self.size // 2:
             return 0
         grant = self._unacknowledged
         self._unacknowledged = 0
         if self._left <= self.size // 4:
             growth = min(self.size, limits.CREDIT_WINDOW_BYTES_MAX - self.size)
-            if growth > 0 and self._budget.take(growth):
+            if growth > 0 and self._budget.take_growth(growth):
                 self.size += growth
                 grant += growth
         self._left += grant

@@ -15,7 +15,6 @@ from aimo_node.errors import LocalProtocolError, RemoteProtocolError
 from aimo_node.protocol import codec, frames, limits
 
 _PERMILLE: Final = 1_000
-_UNSIGNED32_MAX: Final = 0xFFFF_FFFF
 
 Known = TypeVar("Known", bound=enum.Enum)
 
@@ -34,7 +33,7 @@ def describe(descriptor: domain.Descriptor) -> bytes:
             addresses=list(descriptor.addresses),
             engine=descriptor.engine,
             engine_state=int(descriptor.engine_state),
-            requests_max=min(descriptor.requests_max, _UNSIGNED32_MAX),
+            requests_max=frames.clamp_unsigned32(descriptor.requests_max),
             region=descriptor.region,
             version=descriptor.version,
             sealing_key=descriptor.sealing_key,
@@ -70,8 +69,8 @@ def heartbeat_of(status: domain.Status) -> frames.Heartbeat:
         seq=status.seq,
         status=int(status.health),
         load=_permille(load.load),
-        running=min(max(load.running, 0), _UNSIGNED32_MAX),
-        waiting=min(max(load.waiting, 0), _UNSIGNED32_MAX),
+        running=frames.clamp_unsigned32(load.running),
+        waiting=frames.clamp_unsigned32(load.waiting),
         kv_used=_permille(load.kv_used),
     )
 
@@ -102,7 +101,7 @@ def _model_of(model: domain.ModelInfo) -> frames.Model:
     return frames.Model(
         name=model.name,
         digest=model.digest,
-        context_tokens=min(model.context_tokens, _UNSIGNED32_MAX),
+        context_tokens=frames.clamp_unsigned32(model.context_tokens),
         endpoints=[int(endpoint) for endpoint in model.endpoints],
         features=[str(feature) for feature in model.features],
         price_in=model.price_in,

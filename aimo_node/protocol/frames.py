@@ -7,7 +7,7 @@ default; a receiver ignores fields beyond those it knows.
 from __future__ import annotations
 
 import enum
-from typing import Annotated, TypeAlias
+from typing import Annotated, Final, TypeAlias
 
 import msgspec
 from msgspec import Meta
@@ -38,10 +38,14 @@ class FrameType(enum.IntEnum):
     Receipt = 17
 
 
+INFERENCE: Final = 1
+"""The only request type of version 1."""
+UNSIGNED32_MAX: Final = 0xFFFF_FFFF
+
 RequestIdField = Annotated[bytes, Meta(min_length=REQUEST_ID_BYTES, max_length=REQUEST_ID_BYTES)]
 Unsigned8 = Annotated[int, Meta(ge=0, le=0xFF)]
 Unsigned16 = Annotated[int, Meta(ge=0, le=0xFFFF)]
-Unsigned32 = Annotated[int, Meta(ge=0, le=0xFFFF_FFFF)]
+Unsigned32 = Annotated[int, Meta(ge=0, le=UNSIGNED32_MAX)]
 Unsigned63 = Annotated[int, Meta(ge=0, le=0x7FFF_FFFF_FFFF_FFFF)]
 Permille = Annotated[int, Meta(ge=0, le=1000)]
 Payload = Annotated[bytes, Meta(max_length=limits.PAYLOAD_BYTES_MAX)]
@@ -69,14 +73,18 @@ Details = Annotated[
 
 
 class Limits(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """What the sender of a Hello is ready to take.
+    """What the sender of a Hello is ready to take; every node takes at least version 1's frames.
 
     Fields: largest frame in bytes, requests at a time, first credit window in bytes.
     """
 
-    frame_bytes: Unsigned32 = limits.FRAME_BYTES_MAX
+    frame_bytes: Annotated[int, Meta(ge=limits.FRAME_BYTES_MAX, le=UNSIGNED32_MAX)] = (
+        limits.FRAME_BYTES_MAX
+    )
     requests: Unsigned32 = limits.REQUESTS_PER_LINK_MAX
-    credit_bytes: Unsigned32 = limits.CREDIT_INITIAL_BYTES
+    credit_bytes: Annotated[int, Meta(ge=limits.CREDIT_INITIAL_BYTES, le=UNSIGNED32_MAX)] = (
+        limits.CREDIT_INITIAL_BYTES
+    )
 
 
 class UsageCount(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -116,16 +124,18 @@ class Request(msgspec.Struct, array_like=True, tag=1, frozen=True, gc=False):
     headers: Headers
     deadline_ms: Unsigned32
     public_id: Annotated[str, Meta(max_length=limits.PUBLIC_ID_CHARS_MAX)]
-    credit: Unsigned32 = limits.CREDIT_INITIAL_BYTES
+    credit: Annotated[
+        int, Meta(ge=limits.CREDIT_INITIAL_BYTES, le=limits.CREDIT_WINDOW_BYTES_MAX)
+    ] = limits.CREDIT_INITIAL_BYTES
 
 
 class Response(msgspec.Struct, array_like=True, tag=2, frozen=True, gc=False):
     """An answer that is not streamed. `body_bytes` > 0: Body frames follow and end it."""
 
     request_id: RequestIdField
-    status_code: Unsigned16
+    status_code: Annotated[int, Meta(ge=200, le=299)]
     content_type: Unsigned8
-    payload: Payload
+    payload: Annotated[bytes, Meta(max_length=limits.INLINE_BYTES_MAX)]
     headers: Headers
     finish_reason: Unsigned8
     usage: UsageCount
@@ -186,7 +196,7 @@ class Body(msgspec.Struct, array_like=True, tag=8, frozen=True, gc=False):
 
 
 class Credit(msgspec.Struct, array_like=True, tag=9, frozen=True, gc=False):
-    """More payload bytes may be sent; `chunk_index` is one more than the last chunk taken."""
+    """More may be sent; `chunk_index` is one more than the last chunk received."""
 
     request_id: RequestIdField
     credit_bytes: Annotated[int, Meta(ge=1, le=limits.CREDIT_LINK_BYTES_MAX)]
@@ -194,7 +204,7 @@ class Credit(msgspec.Struct, array_like=True, tag=9, frozen=True, gc=False):
 
 
 class Cancel(msgspec.Struct, array_like=True, tag=10, frozen=True, gc=False):
-    """Stop; `chunk_index` is one more than the last chunk taken: what is billed."""
+    """Stop; `chunk_index` is one more than the last chunk received: what is billed."""
 
     request_id: RequestIdField
     chunk_index: Unsigned32
@@ -278,6 +288,11 @@ class Receipt(msgspec.Struct, array_like=True, tag=17, frozen=True, gc=False):
     body: Annotated[bytes, Meta(max_length=limits.RECEIPT_BYTES_MAX)]
     provider_signature: Signature
     edge_signature: Annotated[bytes, Meta(max_length=limits.SIGNATURE_BYTES)] = b""
+
+
+def clamp_unsigned32(number: int) -> int:
+    """The nearest number an `Unsigned32` field can hold: counts come from engines."""
+    return min(max(number, 0), UNSIGNED32_MAX)
 
 
 Frame: TypeAlias = (

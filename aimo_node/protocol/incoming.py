@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator
 
 from aimo_node.domain.ids import ContentType, RequestId
-from aimo_node.errors import LocalProtocolError, PayloadTooLarge
+from aimo_node.errors import LocalProtocolError, PayloadTooLarge, RemoteProtocolError
 from aimo_node.protocol import codec, limits
 from aimo_node.protocol.credit import ReceiveWindow, SendCredit
 from aimo_node.protocol.frames import Request, Response, StreamChunk
@@ -16,6 +16,7 @@ from aimo_node.protocol.states import RequestInput, RequestState, next_request_s
 
 _TEXT = int(ContentType.TEXT)
 _JSON = int(ContentType.JSON)
+_FRAME_COST = limits.CREDIT_FRAME_BYTES
 
 
 class IncomingRequest:
@@ -29,15 +30,16 @@ class IncomingRequest:
         "backlog_bytes",
         "credit",
         "next_index",
-        "request",
         "request_id",
         "state",
         "waiting",
         "window",
     )
 
-    def __init__(self, request: Request, outbox: Outbox) -> None:
-        self.request = request
+    def __init__(
+        self, request: Request, outbox: Outbox, window: ReceiveWindow | None = None
+    ) -> None:
+        """`window` is there if the request has an upload."""
         self.request_id = RequestId(request.request_id)
         self._outbox = outbox
         self.state = RequestState.SENT
@@ -47,7 +49,7 @@ class IncomingRequest:
         self.waiting: deque[tuple[int, bytes]] = deque()
         self.backlog_bytes = 0
         self.assembly = Assembly(request.body_bytes) if request.body_bytes else None
-        self.window: ReceiveWindow | None = None
+        self.window = window
         self.answer_body: BodyPieces | None = None
 
     def step(self, step: RequestInput) -> None:
@@ -61,9 +63,22 @@ class IncomingRequest:
             raise LocalProtocolError(f"{step.value} while the request is {self.state.value}")
         self.state = state
 
+    def acknowledge(self, chunk_index: int) -> None:
+        """Book the chunks the edge says it has received.
+
+        Raises:
+            RemoteProtocolError: fewer than it said before, or more than there were.
+        """
+        if not self.acknowledged <= chunk_index <= self.next_index:
+            raise RemoteProtocolError(f"acknowledges chunk {chunk_index} out of order")
+        self.acknowledged = chunk_index
+
     def send_text(self, delta: str) -> None:
         """Queue a text delta; what lacks credit waits."""
-        payload = delta.encode()
+        try:
+            payload = delta.encode()
+        except UnicodeEncodeError:  # an engine may cut a surrogate pair in two
+            payload = delta.encode(errors="replace")
         if len(payload) <= limits.TEXT_PIECE_BYTES:
             self._send_chunk(_TEXT, payload)
             return
@@ -88,13 +103,14 @@ class IncomingRequest:
             codec.TextChunk(self.request_id, self.next_index, content_type, payload)
         )
         self.next_index += 1
-        size = len(payload)
-        if not self.waiting and self.credit.allows(size):
-            self.credit.left -= size
+        cost = len(payload) + _FRAME_COST
+        credit = self.credit
+        if not self.waiting and (cost <= credit.left or credit.allows(cost)):
+            credit.left -= cost
             self._outbox.put(self.request_id, frame)
         else:
-            self.waiting.append((size, frame))
-            self.backlog_bytes += size
+            self.waiting.append((cost, frame))
+            self.backlog_bytes += cost
 
     def send_final(self, chunk: StreamChunk) -> None:
         """End a streamed answer, after everything that waits."""
@@ -118,9 +134,9 @@ class IncomingRequest:
         """Queue what may go now that there is more credit."""
         waiting = self.waiting
         while waiting and self.credit.allows(waiting[0][0]):
-            size, frame = waiting.popleft()
-            self.credit.spend(size)
-            self.backlog_bytes -= size
+            cost, frame = waiting.popleft()
+            self.credit.spend(cost)
+            self.backlog_bytes -= cost
             self._outbox.put(self.request_id, frame)
         if self.answer_body is not None:
             for piece in self.answer_body.ready(self.request_id):

@@ -35,8 +35,8 @@ CREDIT_WINDOW_BYTES_MAX: Final = 256 * 1024
 CREDIT_LINK_BYTES_MAX: Final = 32 * 1024 * 1024
 """All windows a node has open on one link: the most a peer can make it buffer."""
 CREDIT_GROWTH_RESERVE_BYTES: Final = CREDIT_LINK_BYTES_MAX // 2
-"""Windows grow only while this much of a link is free, so that fast streams leave room for new ones:
-1,024 requests always find their first window."""
+"""Windows grow only while this much of a link is free, so that fast streams leave room for new
+ones: 1,024 requests always find their first window."""
 CREDIT_LONE_BYTES: Final = CREDIT_INITIAL_BYTES // 2
 """A frame that costs more than the credit left may go if at least this much is left: windows are
 topped up at half, so this much is free whenever nothing is outstanding, and no frame can wait for
@@ -53,8 +53,8 @@ CONTROL_BYTES_MAX: Final = 1024 * 1024
 ANNOUNCEMENT_BYTES_MAX: Final = 16 * 1024 * 1024
 """Announcements waiting to be written: the whole directory of a large mesh."""
 OUTBOX_BYTES_MAX: Final = 2 * CREDIT_LINK_BYTES_MAX
-"""Frames of requests waiting to be written. Credit keeps an honest peer far below; beyond it, a peer
-starts nothing new and may not grant credit, since it does not read what it asks for."""
+"""Frames of requests waiting to be written. Credit keeps an honest peer far below; beyond it, a
+peer starts nothing new and may not grant credit, since it does not read what it asks for."""
 OUTBOX_REQUESTS_MAX: Final = 2 * REQUESTS_PER_LINK_MAX
 """Requests with frames waiting to be written, also those that have ended here."""
 QUANTUM_BYTES: Final = 16_384

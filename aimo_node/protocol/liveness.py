@@ -8,12 +8,13 @@ from aimo_node.protocol import limits
 class Liveness:
     """Deadlines of one link, from when it was last heard."""
 
-    __slots__ = ("_heard", "_nonce", "_pinged", "rtt_seconds", "suspect")
+    __slots__ = ("_heard", "_nonce", "_open_nonce", "_pinged", "rtt_seconds", "suspect")
 
     def __init__(self, now: float) -> None:
         self._heard = now
         self._pinged = now
         self._nonce = 0
+        self._open_nonce: int | None = None
         self.suspect = False
         self.rtt_seconds: float | None = None
 
@@ -24,9 +25,10 @@ class Liveness:
         return recovered
 
     def pong(self, nonce: int, now: float) -> None:
-        """The answer to a Ping; an old one tells nothing."""
-        if nonce == self._nonce:
+        """The answer to a Ping; an old or a second one tells nothing."""
+        if nonce == self._open_nonce:
             self.rtt_seconds = now - self._pinged
+            self._open_nonce = None
 
     def next_deadline(self) -> float:
         """When `ping_due`, `turned_suspect` or `is_dead` will change next."""
@@ -42,6 +44,7 @@ class Liveness:
             return None
         self._pinged = now
         self._nonce += 1
+        self._open_nonce = self._nonce
         return self._nonce
 
     def turned_suspect(self, now: float) -> bool:

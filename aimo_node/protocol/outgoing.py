@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from aimo_node.domain.ids import RequestId
 from aimo_node.errors import RemoteProtocolError
 from aimo_node.protocol import codec, limits
-from aimo_node.protocol.credit import ReceiveWindow, SendCredit, WindowBudget
+from aimo_node.protocol.credit import ReceiveWindow, SendCredit, WindowBudget, cost_of
 from aimo_node.protocol.frames import Body, Response
 from aimo_node.protocol.states import RequestInput, RequestState, next_request_state
 
@@ -39,28 +39,31 @@ class Assembly:
 class BodyPieces:
     """A body on its way out, cut into Body frames as credit allows."""
 
-    __slots__ = ("_body", "_offset", "credit")
+    __slots__ = ("_body", "_offset", "_size", "credit")
 
     def __init__(self, body: bytes, credit: SendCredit) -> None:
         self._body = memoryview(body)
+        self._size = len(body)
         self._offset = 0
         self.credit = credit
 
     def ready(self, request_id: RequestId) -> Iterator[bytes]:
         """Encoded frames that may go now."""
-        total = len(self._body)
-        while self._offset < total:
-            piece = self._body[self._offset : self._offset + limits.BODY_PIECE_BYTES]
-            if not self.credit.allows(len(piece)):
+        while not self.done:
+            offset = self._offset
+            piece = self._body[offset : offset + limits.BODY_PIECE_BYTES]
+            cost = cost_of(len(piece))
+            if not self.credit.allows(cost):
                 return
-            self.credit.spend(len(piece))
-            offset, self._offset = self._offset, self._offset + len(piece)
-            yield codec.encode(Body(request_id, offset, bytes(piece), self._offset == total))
+            self.credit.spend(cost)
+            self._offset = offset + len(piece)
+            yield codec.encode(Body(request_id, offset, bytes(piece), self.done))
+        self._body = memoryview(b"")  # credit may still arrive; the bytes need not stay for it
 
     @property
     def done(self) -> bool:
         """Whether every piece has been handed out."""
-        return self._offset >= len(self._body)
+        return self._offset >= self._size
 
 
 class OutgoingRequest:
@@ -87,7 +90,7 @@ class OutgoingRequest:
             raise RemoteProtocolError(f"{step.value} while the request is {self.state.value}")
         self.state = state
 
-    def take_chunk(self, index: int, size: int) -> None:
+    def take_chunk(self, index: int, cost: int) -> None:
         """Check a chunk that is not the final one: the hot path.
 
         Raises:
@@ -98,4 +101,4 @@ class OutgoingRequest:
         if self.state is not RequestState.ANSWERING:
             self.step(RequestInput.CHUNK)
         self.next_index = index + 1
-        self.window.receive(size)
+        self.window.receive(cost)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
-from aimo_node.domain.ids import PeerId
+from aimo_node.domain.ids import PeerId, RequestId
 from aimo_node.errors import CloseCode, LocalProtocolError, RemoteProtocolError
 from aimo_node.protocol import codec, limits
 from aimo_node.protocol.answering import Answering
@@ -53,6 +53,8 @@ Announcement: TypeAlias = Heartbeat | Descriptor | Directory | Subscribe | Recei
 
 _Handler: TypeAlias = Callable[[Any, list[Event], float], None]
 _NEVER: Final = float("inf")
+_AT_ONCE: Final = float("-inf")
+_TALKING: Final = (LinkState.OPEN, LinkState.DRAINING)
 
 
 class Session:
@@ -85,9 +87,7 @@ class Session:
             Accepted: lambda frame, events, _now: asking.on_accepted(frame, events),
             Response: lambda frame, events, _now: asking.on_response(frame, events),
             Error: lambda frame, events, _now: asking.on_error(frame, events),
-            Request: lambda frame, events, _now: answering.on_request(
-                frame, events, draining=self.draining
-            ),
+            Request: self._on_request,
             Cancel: lambda frame, events, _now: answering.on_cancel(frame, events),
             Body: self._on_body,
             Credit: self._on_credit,
@@ -110,14 +110,16 @@ class Session:
         on_chunk, handlers = self.asking.on_chunk, self._handlers
         try:
             for frame in self._reader.feed(data):
+                if type(frame) is StreamChunk and self.state is not LinkState.HELLO:
+                    on_chunk(frame, events)
+                    continue
                 if self.state is LinkState.HELLO:
                     self._on_hello(frame, events)
-                elif type(frame) is StreamChunk:
-                    on_chunk(frame, events)
                 else:
                     handlers[type(frame)](frame, events, now)
-                    if self.closed:
-                        break
+                if self.closed:
+                    return events
+            self._check_overflow()
         except RemoteProtocolError as error:
             self._close(error.close_code, str(error), events)
         return events
@@ -138,8 +140,8 @@ class Session:
 
     @property
     def busy(self) -> bool:
-        """Whether a request is running in either direction."""
-        return bool(self.asking.requests or self.answering.requests)
+        """Whether a request is running in either direction, or its last frames wait to be taken."""
+        return bool(self.asking.requests or self.answering.requests or self._outbox.busy)
 
     @property
     def suspect(self) -> bool:
@@ -157,6 +159,8 @@ class Session:
             return _NEVER
         if self.state is LinkState.HELLO:
             return self._hello_deadline
+        if self._outbox.overflowed:
+            return _AT_ONCE
         return self._liveness.next_deadline()
 
     def handle_deadline(self, now: float) -> list[Event]:
@@ -172,6 +176,11 @@ class Session:
             seconds = limits.DEAD_SECONDS
             self._close(CloseCode.PeerSilent, f"silent for {seconds:.0f} s", events)
             return events
+        try:
+            self._check_overflow()
+        except RemoteProtocolError as error:
+            self._close(error.close_code, str(error), events)
+            return events
         nonce = self._liveness.ping_due(now)
         if nonce is not None:
             self._outbox.put_control(codec.encode(Ping(nonce)))
@@ -180,16 +189,29 @@ class Session:
         return events
 
     def announce(self, frame: Announcement) -> None:
-        """Send a frame that stands alone; dropped unless the link is open."""
-        if self.state in {LinkState.OPEN, LinkState.DRAINING}:
-            self._outbox.put_control(codec.encode(frame))
+        """Send a frame that stands alone; dropped unless the link is open.
+
+        Raises:
+            LocalProtocolError: larger than a frame may be.
+        """
+        if self.state not in _TALKING:
+            return
+        data = codec.encode(frame)
+        if len(data) > limits.FRAME_BYTES_MAX:
+            raise LocalProtocolError(f"a {type(frame).__name__} of {len(data)} bytes is too large")
+        self._outbox.put_announcement(data)
 
     def drain(self) -> None:
         """Take no new requests; running ones finish."""
+        if self.draining:
+            return
         self.draining = True
-        if self.state is LinkState.OPEN:
-            self.state = LinkState.DRAINING
-            self._outbox.put_control(codec.encode(GoAway(int(CloseCode.Draining), "draining")))
+        if self.state in _TALKING:
+            self._say_draining()
+
+    def _say_draining(self) -> None:
+        self.state = LinkState.DRAINING
+        self._outbox.put_control(codec.encode(GoAway(int(CloseCode.Draining), "draining")))
 
     def close(self, code: CloseCode = CloseCode.Normal, message: str = "") -> list[Event]:
         """End the link; a GoAway is the last output."""
@@ -202,8 +224,8 @@ class Session:
         """The transport is gone: no output any more."""
         if self.state is LinkState.CLOSED:
             return []
-        self.state = LinkState.CLOSED
-        self._drop_output()
+        self._end()
+        self._outbox.drop_tail()
         return [LinkClosed(CloseCode.Normal, message, by_peer=True)]
 
     def _on_hello(self, frame: Frame, events: list[Event]) -> None:
@@ -216,12 +238,18 @@ class Session:
         self._reader.frame_bytes_max = limits.FRAME_BYTES_MAX
         self.hello = frame
         self.state = LinkState.OPEN
+        self.asking.requests_max = min(frame.limits.requests, limits.REQUESTS_PER_LINK_MAX)
         events.append(LinkOpened(frame, version))
         if self.draining:
-            self.drain()
+            self._say_draining()
 
     def _on_second_hello(self, _frame: Hello, _events: list[Event], _now: float) -> None:
         raise RemoteProtocolError("a second Hello")
+
+    def _on_request(self, frame: Request, events: list[Event], _now: float) -> None:
+        if RequestId(frame.request_id) in self.asking.requests:
+            raise RemoteProtocolError("request id is in use in the other direction")
+        self.answering.on_request(frame, events, draining=self.draining)
 
     def _on_body(self, frame: Body, events: list[Event], _now: float) -> None:
         if not self.asking.on_body(frame, events):
@@ -239,12 +267,12 @@ class Session:
 
     def _on_go_away(self, frame: GoAway, events: list[Event], _now: float) -> None:
         if frame.close_code == CloseCode.Draining and self.state is not LinkState.HELLO:
-            self.remote_draining = True
-            self.state = LinkState.DRAINING
-            events.append(PeerDraining())
+            if not self.remote_draining:
+                self.remote_draining = True
+                self.state = LinkState.DRAINING
+                events.append(PeerDraining())
             return
-        self.state = LinkState.CLOSED
-        self._drop_output()
+        self._end()
         try:
             code = CloseCode(frame.close_code)
         except ValueError:
@@ -254,11 +282,19 @@ class Session:
     def _close(self, code: CloseCode, message: str, events: list[Event]) -> None:
         if self.state is LinkState.CLOSED:
             raise LocalProtocolError("closed twice")
-        self.state = LinkState.CLOSED
-        self._drop_output()
+        self._end()
         text = message[: limits.MESSAGE_CHARS_MAX]
         self._outbox.put_control(codec.encode(GoAway(int(code), text)))
         events.append(LinkClosed(code, message, by_peer=False))
 
-    def _drop_output(self) -> None:
+    def _check_overflow(self) -> None:
+        """Local commands cannot raise what is the peer's fault: the next turn of the link does."""
+        if self._outbox.overflowed:
+            raise RemoteProtocolError("the peer does not read what it makes this node send")
+
+    def _end(self) -> None:
+        """Every request ends with the link, and nothing can be queued any more."""
+        self.state = LinkState.CLOSED
+        self.asking.end_all()
+        self.answering.end_all()
         self._outbox.clear()

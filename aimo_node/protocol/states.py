@@ -26,7 +26,9 @@ class RequestState(enum.Enum):
     SENT = "sent"
     ACCEPTED = "accepted"
     ANSWERING = "answering"
-    """The first chunk, or a Response whose body follows, has gone."""
+    """The first chunk has gone."""
+    RESPONDING = "responding"
+    """A Response whose body follows has gone."""
     ENDED = "ended"
 
 
@@ -53,13 +55,17 @@ REQUEST_TRANSITIONS: Final[dict[RequestState, dict[RequestInput, RequestState]]]
         RequestInput.CHUNK: RequestState.ANSWERING,
         RequestInput.FINAL_CHUNK: RequestState.ENDED,
         RequestInput.RESPONSE: RequestState.ENDED,
-        RequestInput.RESPONSE_HEAD: RequestState.ANSWERING,
+        RequestInput.RESPONSE_HEAD: RequestState.RESPONDING,
         RequestInput.ERROR: RequestState.ENDED,
         RequestInput.CANCEL: RequestState.ENDED,
     },
     RequestState.ANSWERING: {
         RequestInput.CHUNK: RequestState.ANSWERING,
         RequestInput.FINAL_CHUNK: RequestState.ENDED,
+        RequestInput.ERROR: RequestState.ENDED,
+        RequestInput.CANCEL: RequestState.ENDED,
+    },
+    RequestState.RESPONDING: {
         RequestInput.LAST_BODY: RequestState.ENDED,
         RequestInput.ERROR: RequestState.ENDED,
         RequestInput.CANCEL: RequestState.ENDED,
@@ -71,6 +77,7 @@ LINK_TRANSITIONS: Final[dict[LinkState, dict[str, LinkState]]] = {
     LinkState.HELLO: {
         "Hello accepted": LinkState.OPEN,
         "Hello refused or late": LinkState.CLOSED,
+        "GoAway": LinkState.CLOSED,
         "connection lost": LinkState.CLOSED,
     },
     LinkState.OPEN: {
