@@ -23,6 +23,7 @@ from aimo_node.errors import (
 )
 from aimo_node.mesh.exchange import LinkExchange, Parking, ServedRequest
 from aimo_node.ports.peer_network import OutgoingRequest, RequestHandler
+from aimo_node.protocol import limits
 from aimo_node.protocol.asking import Terms
 from aimo_node.protocol.events import (
     BodyReceived,
@@ -265,7 +266,9 @@ class Link:
     async def _keep_time(self) -> None:
         session = self.session
         while not session.closed:
-            await trio.sleep_until(session.next_deadline())
+            # deadlines also move closer, as when the Hello is here: look at least that often
+            latest = trio.current_time() + limits.PING_SECONDS
+            await trio.sleep_until(min(session.next_deadline(), latest))
             self._handle(session.handle_deadline(trio.current_time()))
             if session.draining and not session.busy:
                 self.close(CloseCode.Draining, "drained")

@@ -64,6 +64,7 @@ class MeshNetwork:
         self._dialling: dict[PeerId, trio.Lock] = {}
         self._past_bytes = [0, 0]
         self._draining = False
+        self._link_made = trio.Event()
         self.running = trio.Event()
         """Set once links can be dialled."""
 
@@ -173,13 +174,22 @@ class MeshNetwork:
     async def _open(self, link: Link) -> Link:
         with trio.move_on_after(OPEN_SECONDS):
             await link.settled.wait()
-        if link.opened.is_set() and not link.closed.is_set():
-            return self._links.get(link.peer, link)
+        if link.close_code is CloseCode.DuplicateLink:
+            await self._wait_other(link.peer)
+        kept = self._links.get(link.peer)
+        if kept is not None:
+            return kept
         link.close()
         message = f"peer {link.peer}: {link.close_message or 'no Hello in time'}"
         if link.close_code in _REFUSED:
             raise PermissionDenied(message)
         raise NetworkError(message)
+
+    async def _wait_other(self, peer: PeerId) -> None:
+        """The peer kept the link it opened itself; its Hello may still be on its way."""
+        with trio.move_on_after(OPEN_SECONDS):
+            while peer not in self._links:
+                await self._link_made.wait()
 
     def _loopback(self, nursery: trio.Nursery) -> Link:
         """A link of this node to itself, so that its roles talk as if they were apart."""
@@ -226,6 +236,8 @@ class MeshNetwork:
                 return
             self._leave(other)
         self._links[link.peer] = link
+        self._link_made.set()
+        self._link_made = trio.Event()
         log.info("link.opened", peer=link.peer, path=link.path, roles=link.roles.names)
         for observer in self._observers:
             observer.link_opened(link)
