@@ -33,14 +33,19 @@ def decode_object(body: bytes | str) -> dict[str, Any]:
         raise InvalidMessageFormat(f"The body is not valid JSON: {error}.") from error
     if type(value) is not dict:
         raise InvalidMessageFormat("The body has to be a JSON object.")
-    # each level takes one bracket, so few brackets need no walk
-    brackets = "[{" if isinstance(body, str) else b"[{"
-    if (
-        body.count(brackets[:1]) + body.count(brackets[1:]) > JSON_DEPTH_MAX  # type: ignore[arg-type]
-        and _is_deeper(value, JSON_DEPTH_MAX)
-    ):
+    if is_too_deep(value, body):
         raise _too_deep()
     return value
+
+
+def is_too_deep(value: object, data: bytes | str) -> bool:
+    """Whether `value`, decoded from `data`, nests over `JSON_DEPTH_MAX` levels."""
+    # each level takes one bracket, so few brackets need no walk
+    if isinstance(data, str):
+        brackets = data.count("[") + data.count("{")
+    else:
+        brackets = data.count(b"[") + data.count(b"{")
+    return brackets > JSON_DEPTH_MAX and _is_deeper(value, JSON_DEPTH_MAX)
 
 
 def encode_object(value: dict[str, Any]) -> bytes:

@@ -19,11 +19,6 @@ class Running:
         """How many run."""
         return len(self._scopes)
 
-    @property
-    def is_cut(self) -> bool:
-        """Whether the grace period is over."""
-        return self._is_cut
-
     def enter(self) -> trio.CancelScope:
         """A scope for one request; give it to `leave` in the end."""
         scope = trio.CancelScope()

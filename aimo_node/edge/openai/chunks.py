@@ -8,12 +8,13 @@ JSON deltas are decoded, reduced to the fields OpenAI knows, and encoded again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from aimo_node.domain.answer import AnswerPart, Finish, JsonDelta, Usage
 from aimo_node.domain.ids import RequestId
+from aimo_node.edge.openai.choices import ChoiceDelta, decode_deltas, encode_checked
 from aimo_node.edge.problem import problem_of
 from aimo_node.errors import CodedError, EngineFailed
 
@@ -21,8 +22,6 @@ DONE: Final = b"data: [DONE]\n\n"
 
 _encode: Final = msgspec.json.Encoder().encode
 _TEXT_ONLY: Final = {str}
-
-FinishText = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
 
 
 class Frame(NamedTuple):
@@ -34,18 +33,6 @@ class Frame(NamedTuple):
 
 EVENT: Final = Frame(b"data: ", b"\n\n")
 """A server-sent event."""
-
-
-class ChoiceDelta(msgspec.Struct):
-    """One choice of a JSON delta; what else a provider may send in it is left out."""
-
-    index: int
-    delta: dict[str, Any]
-    logprobs: dict[str, Any] | None = None
-    finish_reason: FinishText | None = None
-
-
-_decode_deltas: Final = msgspec.json.Decoder(list[ChoiceDelta]).decode
 
 
 def completion_id(request_id: RequestId) -> str:
@@ -176,27 +163,3 @@ class SseRenderer:
     def render_error(self, error: CodedError) -> bytes:
         """An event with ``error``, and no ``[DONE]``: OpenAI's SDK raises it."""
         return problem_of(error).event
-
-
-def decode_deltas(data: bytes) -> list[ChoiceDelta]:
-    """The choices of a provider's JSON delta.
-
-    Raises:
-        EngineFailed: not JSON of that shape.
-    """
-    try:
-        return _decode_deltas(data)
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise EngineFailed("The provider sent a malformed delta.") from error
-
-
-def encode_checked(value: object) -> bytes:
-    """JSON of a value that a provider's bytes were decoded to.
-
-    Raises:
-        EngineFailed: it cannot be written again, such as a lone surrogate.
-    """
-    try:
-        return _encode(value)
-    except (OverflowError, ValueError, RecursionError) as error:
-        raise EngineFailed("The provider sent a value that cannot be passed on.") from error

@@ -8,27 +8,11 @@ import msgspec
 
 from aimo_node.domain.answer import AnswerPart, Finish, JsonDelta
 from aimo_node.domain.ids import RequestId
-from aimo_node.edge.openai.chunks import (
-    FinishText,
-    completion_id,
-    encode_checked,
-    usage_object,
-)
+from aimo_node.edge.openai.choices import WholeChoice, decode_wholes, encode_checked
+from aimo_node.edge.openai.chunks import completion_id, usage_object
 from aimo_node.errors import EngineFailed
 
 _encode: Final = msgspec.json.Encoder().encode
-
-
-class WholeChoice(msgspec.Struct):
-    """One choice as a provider sends it; what else it may say is left out."""
-
-    message: dict[str, Any]
-    index: int = 0
-    logprobs: dict[str, Any] | None = None
-    finish_reason: FinishText | None = None
-
-
-_decode_choices: Final = msgspec.json.Decoder(list[WholeChoice]).decode
 
 
 class Completion:
@@ -56,7 +40,7 @@ class Completion:
             self._texts.append(part)
         elif isinstance(part, JsonDelta):
             self._spend(len(part.data))
-            for choice in _decode(part.data):
+            for choice in decode_wholes(part.data):
                 self._add_choice(choice)
 
     def write(self, request_id: RequestId, model: str, created: int, finish: Finish) -> bytes:
@@ -105,10 +89,3 @@ class Completion:
             "logprobs": choice.logprobs if choice is not None else None,
             "finish_reason": reason or "stop",
         }
-
-
-def _decode(data: bytes) -> list[WholeChoice]:
-    try:
-        return _decode_choices(data)
-    except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise EngineFailed("The provider sent a malformed answer.") from error

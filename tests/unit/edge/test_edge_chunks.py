@@ -151,6 +151,7 @@ def test_provider_cannot_end_an_event(whitespace):
         b'[{"index":0,"delta":{"content":"\xff"}}]',
         b'[{"index":0,"delta":{"content":"\\ud800"}}]',
         b'[{"index":0,"delta":{"x":' + b"[" * 100_000,
+        b'[{"index":0,"delta":{"x":' + b"[" * 100 + b"]" * 100 + b"}}]",
         b'[{"index":1,"delta":{}}]',
         b'[{"index":-1,"delta":{}}]',
         b'[{"index":0,"delta":{},"finish_reason":"because"}]',

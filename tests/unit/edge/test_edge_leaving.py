@@ -228,6 +228,13 @@ async def test_end_of_grace_ends_a_stream_with_an_error(draining, door, nursery)
     assert call.is_complete
 
 
+async def test_end_of_grace_also_ends_what_comes(draining, door):
+    draining.signals.grace_over.set()
+    await wait_all_tasks_blocked()
+    assert (await draining.chat().run()).status == 503
+    assert door.requests == []
+
+
 @pytest.mark.parametrize("stream", [True, False])
 async def test_end_of_grace_before_the_first_part_is_a_status(draining, door, nursery, stream):
     pause = Pause()

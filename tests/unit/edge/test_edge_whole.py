@@ -107,7 +107,7 @@ def test_role_and_names_are_ours():
         b'[{"index":1,"message":{}}]',
         b'[{"index":0,"message":{}},{"index":0,"message":{}}]',
         b'[{"index":0,"message":{"content":"\xff"}}]',
-        b'[{"index":0,"message":{"x":' + b"[" * 500 + b"]" * 500 + b"}}]",
+        b'[{"index":0,"message":{"x":' + b"[" * 100 + b"]" * 100 + b"}}]",
     ],
 )
 def test_malformed_message_is_the_engines_failure(data):
