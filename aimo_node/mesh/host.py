@@ -301,7 +301,7 @@ class MeshHost:
                 self._nursery.start_soon(connection.close)
 
     async def _close_everything(self) -> None:
-        """Libp2p closes connections one after the other, a tenth of a second each."""
+        """Say goodbye everywhere: libp2p drops connections with what waits to be sent."""
         deadline = trio.current_time() + _SHUTDOWN_SECONDS_MAX
         with trio.CancelScope(deadline=deadline, shield=True):
             for listener in self._swarm.listeners.values():

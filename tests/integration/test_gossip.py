@@ -140,6 +140,49 @@ async def test_a_malformed_packet_costs_one_stream(name):
         await friend.command(wait_for=1, publish=["still working"])
         assert await texts(relay, 1) == [{"from": friend.peer, "data": "still working"}]
         assert relay.is_alive
+        assert "Traceback" not in relay.errors.read_text()
+
+
+async def test_an_error_in_a_task_of_pubsub_ends_neither_it_nor_the_node():
+    """libp2p takes the whole process down with it."""
+
+    async def fail() -> None:
+        raise RuntimeError("a task failed")
+
+    def fail_once() -> None:
+        del gossip._router.fanout_heartbeat
+        beats.set()
+        raise RuntimeError("a heartbeat failed")
+
+    beats = trio.Event()
+    identity = KeyPair.from_seed(b"t" * 32)
+    async with (
+        start_child(topic=TOPIC) as relay,
+        MeshHost(identity, [], limits=HostLimits(), on_stream=ignore) as host,
+        Gossip(host, accepts=lambda _: True) as gossip,
+    ):
+        gossip._pubsub.manager.run_task(fail)
+        gossip._router.fanout_heartbeat = fail_once
+        with trio.fail_after(5):
+            await beats.wait()
+        await gossip.subscribe(TOPIC)
+        await host.dial(relay.peer, relay.addresses)
+        await relay.command(wait_for=1, publish=["both go on"])
+        with trio.fail_after(5):
+            assert (await gossip.receive()).data == b"both go on"
+
+
+async def test_the_oldest_messages_give_way_when_nobody_receives():
+    identity = KeyPair.from_seed(b"t" * 32)
+    async with (
+        MeshHost(identity, [], limits=HostLimits(), on_stream=ignore) as host,
+        Gossip(host, accepts=lambda _: True) as gossip,
+    ):
+        await gossip.subscribe(TOPIC)
+        for number in range(1000):
+            message = signed_message(identity, b"%d" % number)
+            gossip._deliver(message)
+        assert (await gossip.receive()).data == b"744"
 
 
 def malformed_message(name: str) -> bytes:

@@ -250,6 +250,16 @@ async def test_a_stopped_peer_ends_the_write_at_its_deadline():
         await eventually(lambda: not host.connected_peers(), 2)
 
 
+async def test_a_peer_that_never_reads_ends_the_write_at_its_deadline():
+    """The peer lives and its connection works, but the stream has no credit left."""
+    async with start_child() as child, node(QUICK) as host:
+        stream = await host.dial(child.peer, child.addresses)
+        await stream.write(b"P" + COUNT.pack(60))
+        with pytest.raises(NetworkError, match="took nothing for 2 s"), trio.fail_after(10):
+            await write_for_ever(stream)
+        assert await answers(host, child)
+
+
 async def write_for_ever(stream) -> None:
     while True:
         await stream.write(b"x" * 64_000)
@@ -281,7 +291,7 @@ async def test_a_cancelled_host_leaves_no_listener_behind():
 
 
 async def test_many_connections_close_together_at_the_end():
-    """One after the other, a tenth of a second each, a busy relay would take minutes."""
+    """Each takes libp2p a tenth of a second."""
     ready = []
 
     async def spoke(number: int, hub: MeshHost) -> None:

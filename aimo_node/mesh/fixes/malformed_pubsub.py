@@ -67,13 +67,18 @@ class SturdyPubsub(Pubsub):  # type: ignore[misc]
         try:
             await super().continuously_read_stream(stream)
         except Exception as error:  # noqa: BLE001 (whatever a decoder raises on foreign bytes)
-            log.warning("gossip.malformed", peer=peer_id.to_base58(), reason=repr(error))
+            _log_malformed(peer_id, error)
             await stream.reset()
 
     async def push_msg(self, msg_forwarder: ID, msg: Message) -> None:
         """Handle a message, unless it came through somebody who is not (or no longer) admitted."""
-        if msg_forwarder == self.my_id or self._is_admitted(msg_forwarder):
+        if msg_forwarder == self.my_id:
             await super().push_msg(msg_forwarder, msg)
+        elif self._is_admitted(msg_forwarder):
+            try:
+                await super().push_msg(msg_forwarder, msg)
+            except Exception as error:  # noqa: BLE001 (root of the message's task)
+                _log_malformed(msg_forwarder, error)
 
     def notify_subscriptions(self, publish_message: Message) -> None:
         """Deliver a message; libp2p's own queue of 32 per topic is not used."""
@@ -103,6 +108,11 @@ class SturdyGossipSub(GossipSub):  # type: ignore[misc]
         """Beat for ever."""
         while True:
             await _contained(super().heartbeat)()
+
+
+def _log_malformed(peer_id: ID, error: Exception) -> None:
+    # Without a traceback: the peer decides how often this is written.
+    log.warning("gossip.malformed", peer=peer_id.to_base58(), reason=repr(error)[:200])
 
 
 def _contained(task: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
