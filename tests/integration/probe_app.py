@@ -356,3 +356,10 @@ class Client:
 def status_of(raw: bytes) -> int:
     """The status of a raw answer; 0 if there is none."""
     return int(raw.split(b" ", 2)[1]) if raw.startswith(b"HTTP/1.") else 0
+
+
+async def run_lifespan(receive: Any, send: Any) -> None:
+    """The lifespan part of a bare ASGI application."""
+    for _ in range(2):
+        message = await receive()
+        await send({"type": message["type"] + ".complete"})

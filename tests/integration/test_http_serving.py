@@ -14,7 +14,7 @@ from aimo_node.edge.serving import hypercorn_parts
 from aimo_node.edge.serving.limits import MEBIBYTE, HttpBinding, HttpLimits
 from aimo_node.edge.serving.server import HttpServer
 from aimo_node.errors import ConfigError, StartError
-from tests.integration.probe_app import HOST, Probe, serving
+from tests.integration.probe_app import HOST, PATIENCE_SECONDS, Probe, run_lifespan, serving
 
 
 async def test_requests_follow_each_other_on_one_connection() -> None:
@@ -173,6 +173,29 @@ async def test_leaving_consumer_cancels_the_handler_at_once(path: str, is_reset:
         assert served.probe.times[f"{name}-ended"] - left_at < 0.05
 
 
+async def test_application_that_never_asks_is_cancelled_when_its_consumer_leaves() -> None:
+    """ASGI would have it call `receive` to learn of the disconnect; a task per request is the
+    price."""
+    begun, ended = trio.Event(), trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await run_lifespan(receive, send)
+            return
+        begun.set()
+        try:
+            await trio.sleep_forever()
+        finally:
+            ended.set()
+
+    async with serving(app=app) as served, await served.connect() as client:
+        await client.get("/")
+        await begun.wait()
+        await client.stream.aclose()
+        with trio.fail_after(PATIENCE_SECONDS):
+            await ended.wait()
+
+
 @pytest.mark.parametrize("early_bytes", [10, 40_000])
 async def test_leaving_is_noticed_after_a_pipelined_request(early_bytes: int) -> None:
     """Hypercorn stops reading there, and an idle generator then runs on for nobody."""
@@ -264,7 +287,7 @@ async def test_application_cannot_break_the_framing() -> None:
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
-            await _run_lifespan(receive, send)
+            await run_lifespan(receive, send)
         elif scope["path"] == "/header":
             headers = [(b"x-a", b"1\r\nset-cookie: evil")]
             await send({"type": "http.response.start", "status": 200, "headers": headers})
@@ -322,9 +345,3 @@ async def test_another_hypercorn_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         await HttpServer().serve(
             Probe().app, HttpBinding(HOST, 0), HttpLimits(), drain=trio.Event(), grace_seconds=1
         )
-
-
-async def _run_lifespan(receive: Any, send: Any) -> None:
-    for _ in range(2):
-        message = await receive()
-        await send({"type": message["type"] + ".complete"})

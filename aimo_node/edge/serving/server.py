@@ -27,6 +27,8 @@ SWEEP_SECONDS = 0.25
 millisecond."""
 FINAL_WORDS_SECONDS = 1.0
 """After the grace period: for running streams to send their final error event."""
+LAST_ROOM_AFTER_SECONDS = 0.05
+"""After the end of the grace period is announced: a few turns of the scheduler under load."""
 FAREWELL_SECONDS = 0.25
 """After the last answer: for consumers to read it before their connections are closed."""
 SHUTDOWN_SECONDS = 1.75
@@ -130,6 +132,8 @@ class HttpServer:
             return
         log.warning("http.grace_over", running=state.running)
         self.grace_over.set()
+        # First the streams stop, then those that wait get room: it is for their last words only.
+        await trio.sleep(LAST_ROOM_AFTER_SECONDS)
         for connection in state.table:
             connection.transport.widen_if_stalled()
         with trio.move_on_after(FINAL_WORDS_SECONDS):

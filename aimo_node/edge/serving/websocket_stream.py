@@ -11,7 +11,9 @@ from hypercorn.protocol.ws_stream import ASGIWebsocketState, FrameTooLargeError,
 from trio.lowlevel import checkpoint
 from wsproto.connection import ConnectionState
 from wsproto.events import CloseConnection, Message, Ping
+from wsproto.events import Event as WireEvent
 from wsproto.frame_protocol import CloseReason
+from wsproto.utilities import LocalProtocolError
 
 from aimo_node.edge.serving.owner import ConnectionOwner
 from aimo_node.edge.serving.state import ServingState
@@ -73,6 +75,15 @@ class WebSocketStream(WSStream):  # type: ignore[misc] # Hypercorn is not follow
             return b""
         frame: bytes = self.connection.send(CloseConnection(code=CloseReason.SERVICE_RESTART))
         return frame
+
+    async def _send_wsproto_event(self, event: WireEvent) -> None:
+        try:
+            data = self.connection.send(event)
+        except LocalProtocolError:
+            # Closing: nothing more is sent, and again a producer that never waits has to notice.
+            await checkpoint()
+        else:
+            await self._owner.transport.write(data)
 
     async def _handle_events(self) -> None:
         for event in self.connection.events():
