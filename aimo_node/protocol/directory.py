@@ -46,7 +46,8 @@ class DirectoryBook:
         self._gone: deque[tuple[int, PeerId]] = deque(maxlen=GONE_MAX)
         self._forgotten = 0
         """The newest departure that fell out of `_gone`."""
-        self.revision = 0
+        self.revision = 1
+        """Grows with every change; 0 stands for a subscriber that has seen nothing."""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -119,9 +120,11 @@ class DirectoryBook:
         since = 0 if full else since
         batch = _Batch(full=full)
         for entry in self._entries.values():
-            if (own_only and self._own not in entry.heard) or (
-                models and not models & entry.models
-            ):
+            if own_only and self._own not in entry.heard:
+                continue
+            if models and not models & entry.models:
+                if since and entry.described_at > since:
+                    yield from batch.add_gone(entry.described.peer)  # it served one of them before
                 continue
             if entry.described_at > since:
                 yield from batch.add_descriptor(entry.descriptor)

@@ -50,7 +50,7 @@ class Reader:
         revision = book.revision
         for batch in book.batches(self.told, models):
             self.take(batch)
-        self.told = max(revision, 1)
+        self.told = revision
 
     def take(self, batch: Directory) -> None:
         assert len(codec.encode(batch)) <= limits.FRAME_BYTES_MAX
@@ -110,6 +110,16 @@ def test_a_reader_who_wants_one_model_hears_of_no_other(script: list[tuple]) -> 
         for frame in batch.descriptors:
             body = codec.decode_part(frame.body, codec.DescriptorBody)
             assert [model.name for model in body.models] == ["tiny"]
+
+
+def test_a_provider_that_stops_serving_a_model_is_gone_for_who_wants_it() -> None:
+    book, reader = DirectoryBook(OWN), Reader()
+    book.describe(OWN, *signed(PEERS[0], 1, "tiny"), 0.0)
+    reader.read(book, frozenset({"tiny"}))
+    assert set(reader.descriptors) == {PEERS[0]}
+    book.describe(OWN, *signed(PEERS[0], 2, "large"), 0.0)
+    reader.read(book, frozenset({"tiny"}))
+    assert not reader.descriptors
 
 
 def test_a_reader_too_far_behind_starts_anew(monkeypatch) -> None:
