@@ -13,6 +13,7 @@ import trio
 
 READ_BYTES = 65_536
 DONE = "[DONE]"
+CHAT_PATH = "/v1/chat/completions"
 
 
 @dataclass
@@ -233,7 +234,7 @@ async def open_stream(
 ) -> AsyncIterator[Stream]:
     """A streamed chat whose head has been read and says that all is well."""
     async with connect(port) as connection:
-        await connection.send("POST", "/v1/chat/completions", body, headers)
+        await connection.send("POST", CHAT_PATH, body, headers)
         await connection.read_head()
         if connection.status != 200:
             raise AssertionError(f"{connection.status}: {await connection.read_all()!r}")
