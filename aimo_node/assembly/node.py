@@ -135,7 +135,7 @@ class Node:
             table = RoutingTable()
             discovery = Discovery(self._network, table)
             self._network.add_observer(discovery)
-            self._dispatcher = Dispatcher(self._network, table)
+            self._dispatcher = Dispatcher(self._network, table, self._metrics)
             nursery.start_soon(discovery.run)
             nursery.start_soon(self._dispatcher.run)
 
@@ -177,9 +177,10 @@ class Node:
 
     def _can_be_used(self) -> bool:
         engine_answers = self._engine is None or self._engine_ready.is_set()
-        return (
-            self._is_ready and not self._closing.is_set() and self._joiner.joined and engine_answers
-        )
+        # Without its relay an edge still serves over the links it has: taking it out of service
+        # then would turn the loss of one relay into the loss of every edge.
+        in_touch = self._joiner.joined or any(link.usable for link in self._network.links())
+        return self._is_ready and not self._closing.is_set() and in_touch and engine_answers
 
     def _on_engine_ready(self) -> None:
         if self._service is not None:
@@ -221,6 +222,7 @@ class Node:
 
     async def _wind_down(self) -> None:
         """No new requests; running ones finish within the grace period; then say goodbye."""
+        grace_over = trio.current_time() + self._settings.node.grace_seconds
         self._closing.set()
         if self._dispatcher is not None:
             self._dispatcher.drain()
@@ -231,7 +233,7 @@ class Node:
         self._network.drain()
         await self._door_closed.wait()
         if self._service is not None:
-            with trio.move_on_after(self._settings.node.grace_seconds):
+            with trio.move_on_at(grace_over):
                 await self._service.wait_idle()
         with trio.move_on_after(CLOSE_SECONDS):
             await self._network.close()

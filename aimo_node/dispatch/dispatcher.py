@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 import trio
@@ -37,12 +37,24 @@ ATTEMPTS_MAX: Final = 4
 EXPIRE_SECONDS: Final = 1.0
 
 
+class RoutingMetrics(Protocol):
+    """What routing counts."""
+
+    attempts_total: int
+
+    def refused(self, reason: str) -> None:
+        """A request was refused before it was sent anywhere."""
+
+
 class Dispatcher:
     """Admits requests, routes them and fails over. One per edge."""
 
-    def __init__(self, network: PeerNetwork, table: RoutingTable) -> None:
+    def __init__(
+        self, network: PeerNetwork, table: RoutingTable, metrics: RoutingMetrics | None = None
+    ) -> None:
         self.table = table
         self._network = network
+        self._metrics = metrics
         self._requests: dict[RoutedAnswer, InferenceRequest] = {}
         self._draining = False
         self._idle = trio.Event()
@@ -61,6 +73,21 @@ class Dispatcher:
             CodedError: Draining, Overloaded, ModelNotFound, ProviderNotFound, or what the last
                 candidate said.
         """
+        try:
+            answer = self._admit(request)
+        except CodedError as error:
+            if self._metrics is not None:
+                self._metrics.refused(error.code.name)
+            raise
+        self._requests[answer] = request
+        try:
+            await answer.attempt()
+        except BaseException:
+            answer.cancel()
+            raise
+        return answer
+
+    def _admit(self, request: InferenceRequest) -> RoutedAnswer:
         if self._draining:
             raise Draining("this node is shutting down", retry_after_seconds=1)
         if len(self._requests) >= REQUESTS_MAX:
@@ -71,20 +98,13 @@ class Dispatcher:
         decision = choose(route, self.table, now)
         if not decision.candidates:
             raise _nobody(route, decision)
-        answer = RoutedAnswer(
+        return RoutedAnswer(
             RequestId(uuid.uuid4().bytes),
             model,
             decision.candidates[:ATTEMPTS_MAX],
             self,
             deadline=now + request.deadline_seconds,
         )
-        self._requests[answer] = request
-        try:
-            await answer.attempt()
-        except BaseException:
-            answer.cancel()
-            raise
-        return answer
 
     async def open_exchange(self, peer: PeerId, answer: RoutedAnswer) -> Exchange:
         """Send the answer's request to `peer`.
@@ -103,6 +123,8 @@ class Dispatcher:
             public_id=request.consumer,
         )
         self.table.begun(peer)
+        if self._metrics is not None:
+            self._metrics.attempts_total += 1
         try:
             return await self._network.open_exchange(peer, outgoing)
         except BaseException as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import trio
 from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_rescheduled
@@ -12,9 +12,32 @@ from aimo_node.domain.answer import AnswerPart, Finish
 from aimo_node.domain.ids import ContentType, Endpoint, PeerId, RequestId
 from aimo_node.errors import CodedError, InvalidRequest, RequestCancelled
 from aimo_node.protocol.events import PartReceived, RequestReceived
+from aimo_node.protocol.session import Session
 
-if TYPE_CHECKING:
-    from aimo_node.mesh.link import Link
+
+class Carrier(Protocol):
+    """What a request needs of the link that carries it."""
+
+    @property
+    def peer(self) -> PeerId:
+        """Who is at the other end."""
+
+    @property
+    def path(self) -> str:
+        """How the peer is reached."""
+
+    @property
+    def session(self) -> Session:
+        """The protocol's state."""
+
+    def cancel(self, request_id: RequestId) -> None:
+        """Stop a request this node sent."""
+
+    def consumed(self, request_id: RequestId, size: int) -> None:
+        """The consumer took payload bytes."""
+
+    def flush(self) -> None:
+        """There may be output."""
 
 
 class Parking:
@@ -52,7 +75,7 @@ class LinkExchange:
 
     __slots__ = ("_bytes", "_error", "_link", "_parking", "_parts", "_taken", "path", "request_id")
 
-    def __init__(self, link: Link, request_id: RequestId) -> None:
+    def __init__(self, link: Carrier, request_id: RequestId) -> None:
         self._link = link
         self.request_id = request_id
         self.path = link.path
@@ -110,7 +133,7 @@ class ServedRequest:
         "stream",
     )
 
-    def __init__(self, link: Link, event: RequestReceived) -> None:
+    def __init__(self, link: Carrier, event: RequestReceived) -> None:
         """Raises InvalidRequest for an endpoint this version does not know."""
         request = event.request
         self._link = link

@@ -62,7 +62,6 @@ METRICS: Final = tuple(
         ("aimo_refused_total", "counter", "Requests refused before they started.", ("reason",)),
         ("aimo_links_open", "gauge", "Links to peers that are open."),
         ("aimo_link_bytes_total", "counter", "Bytes over all links.", ("direction",)),
-        ("aimo_link_frames_total", "counter", "Frames over all links.", ("direction",)),
         ("aimo_directory_providers", "gauge", "Providers this node knows."),
     )
 )
@@ -147,14 +146,12 @@ class RoleMetrics:
 class LinkMetrics:
     """Traffic over all links together; add to the numbers directly."""
 
-    __slots__ = ("bytes_received", "bytes_sent", "frames_received", "frames_sent", "open")
+    __slots__ = ("bytes_received", "bytes_sent", "open")
 
     def __init__(self) -> None:
         self.open = 0
         self.bytes_received = 0
         self.bytes_sent = 0
-        self.frames_received = 0
-        self.frames_sent = 0
 
 
 class NodeMetrics:
@@ -265,10 +262,6 @@ class NodeMetrics:
             "aimo_link_bytes_total": {
                 ("received",): link.bytes_received,
                 ("sent",): link.bytes_sent,
-            },
-            "aimo_link_frames_total": {
-                ("received",): link.frames_received,
-                ("sent",): link.frames_sent,
             },
             "aimo_directory_providers": {(): self.directory_providers},
         }
