@@ -58,7 +58,7 @@ class Guard:
         if scope["type"] == "http" and scope["method"] == "POST":
             self._check_body(head)
         path = scope["path"]
-        if path in OPEN_PATHS or (path == METRICS_PATH and self._is_local(scope)):
+        if path in OPEN_PATHS or (path == METRICS_PATH and self._is_local(scope, host)):
             return ""
         return self._keys.consumer(_presented_key(head))
 
@@ -74,10 +74,12 @@ class Guard:
         if length.isdigit() and (len(length) > 15 or int(length) > self._body_bytes_max):
             raise too_large(self._body_bytes_max)
 
-    def _is_local(self, scope: Scope) -> bool:
-        """Whether a scraper on this machine asks; behind a proxy everybody looks like that."""
+    def _is_local(self, scope: Scope, host: bytes) -> bool:
+        """Whether a scraper on this machine asks: no proxy, and no page with a rebound name."""
         client = scope.get("client")
-        return not self._behind_proxy and client is not None and is_loopback(client[0])
+        if self._behind_proxy or client is None or not is_loopback(client[0]):
+            return False
+        return _name_of(host) in LOOPBACK_HOSTS
 
 
 def too_large(bytes_max: int) -> PayloadTooLarge:
@@ -86,7 +88,7 @@ def too_large(bytes_max: int) -> PayloadTooLarge:
 
 
 def _check_host(host: bytes, allowed: frozenset[str]) -> None:
-    name = _without_port(host.decode("latin-1").lower())
+    name = _name_of(host)
     if name not in LOOPBACK_HOSTS and name not in allowed:
         raise PermissionDenied(
             "This node is not served under that name: use localhost, or have the owner add "
@@ -101,10 +103,10 @@ def _check_origin(origin: bytes, host: bytes) -> None:
         raise PermissionDenied("Pages of other origins may not use this node.")
 
 
-def _without_port(host: str) -> str:
-    if host.startswith("["):
-        return host.partition("]")[0] + "]"
-    return host.partition(":")[0]
+def _name_of(host: bytes) -> str:
+    """The name in a Host header, without the port."""
+    name = host.decode("latin-1").lower()
+    return name.partition("]")[0] + "]" if name.startswith("[") else name.partition(":")[0]
 
 
 def _presented_key(head: dict[bytes, bytes]) -> bytes | None:

@@ -64,18 +64,17 @@ class DrainSignals:
 
 
 def allowed_hosts_for(
-    bind_host: str, names: Iterable[str], *, keyed: bool
+    bind_host: str, names: Iterable[str], *, keyed: bool, behind_proxy: bool = False
 ) -> frozenset[str] | None:
     """The `allowed_hosts` of a door bound to `bind_host` whose owner configured `names`.
 
     On loopback only loopback's names and the configured ones are served: a page whose name was
-    rebound to 127.0.0.1 must not drive the node. A door in the open, where every request needs a
-    key no page has, serves any name unless some are configured.
+    rebound to 127.0.0.1 must not drive the node. A door in the open or behind a proxy, where
+    every request needs a key no page has, serves any name unless some are configured.
     """
     configured = frozenset(name.lower() for name in names)
-    if configured or not keyed or is_loopback(bind_host):
-        return configured
-    return None
+    is_private = is_loopback(bind_host) and not behind_proxy
+    return configured if configured or is_private or not keyed else None
 
 
 def is_loopback(host: str) -> bool:

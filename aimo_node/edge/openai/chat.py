@@ -13,7 +13,7 @@ from aimo_node.domain.answer import Finish
 from aimo_node.domain.ids import Endpoint, PeerId
 from aimo_node.edge.asgi import EVENTS
 from aimo_node.edge.event_stream import EventStream
-from aimo_node.edge.inference import Desk, OpenAnswer, cut_short
+from aimo_node.edge.inference import Desk, OpenAnswer, cut_short, out_of_order
 from aimo_node.edge.json_body import check, encode_object
 from aimo_node.edge.openai.chunks import EVENT, ChunkWriter, Frame, SseRenderer
 from aimo_node.edge.openai.schemas import ChatRequest
@@ -116,7 +116,10 @@ class ChatDesk:
         except CodedError as error:
             opened.fail(error)
             return respond_with(problem_of(error), opened.headers)
-        except BaseException:
+        except Exception:
+            opened.fail(out_of_order("while answering"))
+            raise
+        except BaseException:  # the consumer left
             opened.close()
             raise
         return Response(body, headers=opened.headers, content_type="application/json")

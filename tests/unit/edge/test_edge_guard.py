@@ -73,19 +73,23 @@ def test_any_name_is_served_where_hosts_are_not_listed():
 
 
 @pytest.mark.parametrize(
-    ("bind", "names", "keyed", "expected"),
+    ("bind", "names", "keyed", "behind_proxy", "expected"),
     [
-        ("127.0.0.1", (), False, frozenset()),
-        ("127.0.0.1", (), True, frozenset()),
-        ("::1", ("Box.Example",), True, frozenset({"box.example"})),
-        ("0.0.0.0", (), True, None),
-        ("0.0.0.0", ("ai.example",), True, frozenset({"ai.example"})),
-        ("0.0.0.0", (), False, frozenset()),
-        ("192.168.1.5", (), True, None),
+        ("127.0.0.1", (), False, False, frozenset()),
+        ("127.0.0.1", (), True, False, frozenset()),
+        ("127.0.0.1", (), True, True, None),
+        ("127.0.0.1", (), False, True, frozenset()),
+        ("::1", ("Box.Example",), True, False, frozenset({"box.example"})),
+        ("0.0.0.0", (), True, False, None),
+        ("0.0.0.0", ("ai.example",), True, True, frozenset({"ai.example"})),
+        ("0.0.0.0", (), False, False, frozenset()),
+        ("192.168.1.5", (), True, False, None),
     ],
 )
-def test_hosts_are_open_only_where_every_request_needs_a_key(bind, names, keyed, expected):
-    assert allowed_hosts_for(bind, names, keyed=keyed) == expected
+def test_hosts_are_open_only_where_every_request_needs_a_key(
+    bind, names, keyed, behind_proxy, expected
+):
+    assert allowed_hosts_for(bind, names, keyed=keyed, behind_proxy=behind_proxy) == expected
 
 
 @pytest.mark.parametrize("kind", ["http", "websocket"])
@@ -159,6 +163,12 @@ def test_metrics_are_for_loopback_or_a_key():
     guard.admit(scope("/metrics", client="192.0.2.1", x_api_key=KEY))
     with pytest.raises(AuthenticationFailed):
         guard.admit(scope("/metrics", client="192.0.2.1"))
+
+
+def test_metrics_are_not_for_a_page_whose_name_was_rebound_to_loopback():
+    guard = Guard(EdgeSettings(api_keys=KEYED, allowed_hosts=None))
+    with pytest.raises(AuthenticationFailed):
+        guard.admit(scope("/metrics", host=b"evil.example"))
 
 
 def test_behind_a_proxy_nobody_counts_as_loopback():

@@ -321,3 +321,11 @@ async def test_each_request_is_counted_once_with_its_outcome(stream):
         ("started", "chat"),
         ("ended", "chat", "Overloaded"),
     ]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_bug_is_counted_as_one(stream):
+    metrics = CountedMetrics()
+    app = create_app(FakeDoor([["a"]]), EdgeSettings(), metrics=metrics)
+    await AsgiCall(app, "POST", "/v1/chat/completions", {**CHAT, "stream": stream}).run()
+    assert metrics.told[-1] == ("ended", "chat", "InternalError")
