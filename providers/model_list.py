@@ -10,6 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from aimo_node.errors import EngineStartFailed
+from providers.answers import NOT_JSON
 
 MODELS_NAMED_MAX: Final = 20
 """In an error message; some services offer hundreds."""
@@ -56,7 +57,7 @@ def read_models(answer: bytes) -> list[ListedModel]:
     """
     try:
         entries = msgspec.json.decode(answer, type=dict[str, Any]).get("data")
-    except msgspec.MsgspecError as error:
+    except NOT_JSON as error:
         raise EngineStartFailed("the model list is not JSON: is --endpoint right?") from error
     entries = entries if isinstance(entries, list) else []
     return [

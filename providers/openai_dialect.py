@@ -19,6 +19,7 @@ from aimo_node.errors import (
     PayloadTooLarge,
 )
 from aimo_node.ports.engine import AnswerSink
+from providers.answers import NOT_JSON
 from providers.openai_stream import AnswerStream
 from providers.openai_whole import write_whole
 from providers.upstream import Reply, Upstream, read_all
@@ -111,7 +112,7 @@ def _read_error(body: bytes) -> tuple[str, str]:
     """Code and message of an error in one of the usual shapes; empty if there is none."""
     try:
         answer = msgspec.json.decode(body)
-    except msgspec.MsgspecError:
+    except NOT_JSON:
         return "", ""
     error = answer.get("error", answer) if isinstance(answer, dict) else {}
     if isinstance(error, str):

@@ -15,7 +15,7 @@ from aimo_node.domain.answer import Usage
 from aimo_node.domain.ids import FINISH_REASONS, FinishReason
 from aimo_node.errors import EngineFailed
 from aimo_node.ports.engine import AnswerSink
-from providers.answers import split_text
+from providers.answers import NOT_JSON, PIECE_CHARACTERS_MAX, split_text
 
 EVENT_BYTES_MAX: Final = 1 << 20
 """One event; a tool call's arguments in one piece are the longest that occur."""
@@ -121,7 +121,7 @@ class AnswerStream:
     def _take_event(self, event: bytes) -> None:
         try:
             chunk = _decode_text_chunk(event)
-        except msgspec.MsgspecError:
+        except NOT_JSON:
             self._take_other_event(event)
             return
         content = chunk.choices[0].delta.content
@@ -135,7 +135,7 @@ class AnswerStream:
             return
         try:
             chunk = _decode(event)
-        except msgspec.MsgspecError as error:
+        except NOT_JSON as error:
             raise EngineFailed("the engine sent something that is not JSON") from error
         if not isinstance(chunk, dict):
             raise EngineFailed("the engine sent a chunk that is no object")
@@ -165,8 +165,11 @@ class AnswerStream:
 
     def _write(self, text: str) -> None:
         self._chunks += 1
-        for piece in split_text(text):
-            self._sink.text(piece)
+        if len(text) <= PIECE_CHARACTERS_MAX:
+            self._sink.text(text)
+        else:
+            for piece in split_text(text):
+                self._sink.text(piece)
 
 
 def raise_error_in(answer: Mapping[str, Any]) -> None:

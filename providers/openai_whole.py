@@ -11,7 +11,7 @@ from aimo_node.domain.answer import Usage
 from aimo_node.domain.ids import FinishReason
 from aimo_node.errors import EngineFailed
 from aimo_node.ports.engine import AnswerSink
-from providers.answers import split_text
+from providers.answers import NOT_JSON, split_text
 from providers.openai_stream import (
     choice_index,
     plain_text,
@@ -32,7 +32,7 @@ def write_whole(body: bytes, sink: AnswerSink) -> None:
     """
     try:
         answer = _decode(body)
-    except msgspec.MsgspecError as error:
+    except NOT_JSON as error:
         raise EngineFailed("the engine sent something that is not JSON") from error
     if not isinstance(answer, dict):
         raise EngineFailed("the engine's answer is no object")
@@ -121,8 +121,8 @@ class _Collected:
 
     def take(self, choice: Mapping[str, Any]) -> None:
         """Add one choice of a JSON delta."""
-        self.add(choice.get("delta") or {})
-        for name, entries in (choice.get("logprobs") or {}).items():
+        self.add(_mapping(choice.get("delta")))
+        for name, entries in _mapping(choice.get("logprobs")).items():
             if isinstance(entries, list):
                 self._logprobs.setdefault(name, []).extend(entries)
         self._reason = choice.get("finish_reason") or self._reason
@@ -132,7 +132,7 @@ class _Collected:
         for name, value in delta.items():
             if name == "tool_calls" and isinstance(value, list):
                 for call in value:
-                    self._add_call(call)
+                    self._add_call(_mapping(call))
             elif name != "role" and value is not None:
                 self._message[name] = _joined(self._message.get(name), value)
 
@@ -144,11 +144,19 @@ class _Collected:
         return {"index": index, "message": message, **logprobs, "finish_reason": self._reason}
 
     def _add_call(self, piece: Mapping[str, Any]) -> None:
-        call = self._calls.setdefault(piece.get("index", 0), {"id": "", "type": "function"})
+        index = piece.get("index", 0)
+        call = self._calls.setdefault(
+            index if isinstance(index, int) else 0, {"id": "", "type": "function"}
+        )
         call["id"] = piece.get("id") or call["id"]
         function = call.setdefault("function", {"name": "", "arguments": ""})
-        for name, value in (piece.get("function") or {}).items():
+        for name, value in _mapping(piece.get("function")).items():
             function[name] = _joined(function.get(name), value)
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    """`value` if it is an object; an upstream may send anything."""
+    return value if isinstance(value, dict) else {}
 
 
 def _joined(old: object, new: object) -> object:

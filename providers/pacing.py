@@ -14,6 +14,9 @@ import trio
 
 SLOTS_PER_SECOND: Final = 1000
 
+_GRAIN: Final = 1e-6
+"""Of a slot: forgives the rounding of times, so that a slot is never woken for and then missed."""
+
 
 class Paced(Protocol):
     """Something that happens again and again."""
@@ -35,7 +38,7 @@ class Pacemaker:
 
     def add(self, paced: Paced) -> None:
         """Put `paced` on the timer; `due` may lie in the past."""
-        slot = math.ceil(paced.due * SLOTS_PER_SECOND)
+        slot = _slot_of(paced.due)
         self._put(slot, paced)
         if self._nap is not None and slot < self._nap.deadline * SLOTS_PER_SECOND:
             self._nap.deadline = slot / SLOTS_PER_SECOND
@@ -51,12 +54,12 @@ class Pacemaker:
 
     def _turn(self, now: float) -> None:
         """Step everything in the slots up to `now`; what is behind comes again in the next slot."""
-        last = math.floor(now * SLOTS_PER_SECOND)
+        last = math.floor(now * SLOTS_PER_SECOND + _GRAIN)
         order, slots = self._order, self._slots
         while order and order[0] <= last:
             for paced in slots.pop(heapq.heappop(order)):
                 if paced.step(now):
-                    slot = math.ceil(paced.due * SLOTS_PER_SECOND)
+                    slot = _slot_of(paced.due)
                     self._put(slot if slot > last else last + 1, paced)
 
     def _put(self, slot: int, paced: Paced) -> None:
@@ -66,3 +69,7 @@ class Pacemaker:
             heapq.heappush(self._order, slot)
         else:
             occupied.append(paced)
+
+
+def _slot_of(due: float) -> int:
+    return math.ceil(due * SLOTS_PER_SECOND - _GRAIN)

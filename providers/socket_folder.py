@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import socket
 import stat
 import tempfile
@@ -15,6 +16,8 @@ from aimo_node.errors import EngineStartFailed
 
 SOCKET_PATH_BYTES_MAX: Final = 100
 """Linux allows 107 bytes, macOS 103."""
+
+_SHORT_FOLDER: Final = re.compile(r"aimo-\d+-[0-9a-f]{12}")
 
 
 def prepare_socket(state_folder: Path, engine: str) -> Path:
@@ -33,14 +36,14 @@ def prepare_socket(state_folder: Path, engine: str) -> Path:
         raise EngineStartFailed(
             f"another {engine} engine listens on {path}: is a node with this --state running?"
         )
-    remove_socket(path)
+    path.unlink(missing_ok=True)
     return path
 
 
 def remove_socket(path: Path) -> None:
     """Remove the socket, and its folder if it was made for it; idempotent."""
     path.unlink(missing_ok=True)
-    if path.parent.parent == _temporary_folder():
+    if _SHORT_FOLDER.fullmatch(path.parent.name):
         with contextlib.suppress(OSError):
             path.parent.rmdir()
 
@@ -58,14 +61,10 @@ def is_listening(path: Path) -> bool:
         return True
 
 
-def _temporary_folder() -> Path:
-    return Path(tempfile.gettempdir())
-
-
 def _short_folder(state_folder: Path) -> Path:
     """One folder for each user and state folder, so that a later run finds what this one left."""
     digest = hashlib.sha256(os.fsencode(state_folder.absolute())).hexdigest()[:12]
-    folder = _temporary_folder() / f"aimo-{os.getuid()}-{digest}"
+    folder = Path(tempfile.gettempdir()) / f"aimo-{os.getuid()}-{digest}"
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:

@@ -28,6 +28,7 @@ from aimo_node.ports.engine import (
     Progress,
 )
 from providers.admission import Admission
+from providers.answers import NOT_JSON
 from providers.arguments import EngineArguments, integer_between
 from providers.llama_child import REQUESTS_MAX_DEFAULT, LlamaChild, LlamaPlan
 from providers.openai_dialect import ask, refusal
@@ -136,7 +137,7 @@ class LlamaEngine:
             raise refusal(status, {}, answer)
         try:
             return int(msgspec.json.decode(answer, type=dict[str, Any])["input_tokens"])
-        except (msgspec.MsgspecError, KeyError, TypeError, ValueError) as error:
+        except (*NOT_JSON, KeyError, TypeError, ValueError) as error:
             raise EngineFailed("llama.cpp does not say how many tokens there are") from error
 
     def capabilities(self) -> Capabilities:

@@ -1,0 +1,300 @@
+"""The small parts: admission, slots, logs, sockets, endpoints, keys, model lists, weights."""
+
+import json
+import os
+import socket
+import struct
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from aimo_node.errors import ConfigError, Draining, EngineFailed, EngineStartFailed, Overloaded
+from providers import socket_folder
+from providers.admission import Admission
+from providers.bounded_log import BoundedLog
+from providers.cache_slots import CacheSlots
+from providers.demo_model import DIGESTS_FILE, GGUF_FILE, digests, gguf_path
+from providers.endpoints import read_key, split_endpoint
+from providers.http_body import CHUNK_LINE_BYTES_MAX, ChunkedBody, SizedBody
+from providers.model_list import ListedModel, choose_model, read_models
+from providers.socket_folder import prepare_socket, remove_socket
+from providers.weights import read_head, weights_digest
+
+
+def test_place_is_given_back_after_a_failure():
+    admission = Admission(1)
+    with pytest.raises(ValueError, match="x"), admission.request():
+        raise ValueError("x")
+    with admission.request():
+        assert admission.load().load == 1.0
+        with pytest.raises(Overloaded), admission.request():
+            pass
+    assert admission.running == 0
+
+
+async def test_every_waiting_drain_returns_when_the_last_request_ends():
+    admission = Admission(2)
+    async with trio.open_nursery() as nursery:
+        with admission.request():
+            nursery.start_soon(admission.drain)
+            nursery.start_soon(admission.drain)
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(Draining), admission.request():
+                pass
+
+
+def test_slot_is_reused_only_for_the_salt_that_filled_it():
+    slots = CacheSlots(2)
+    with slots.take("alice") as first:
+        assert not first.reuse
+    with slots.take("alice") as again:
+        assert (again.number, again.reuse) == (first.number, True)
+    with slots.take("bob") as other:
+        assert other.number != first.number
+        assert not other.reuse
+        with slots.take("carol") as third:
+            assert (third.number, third.reuse) == (first.number, False)
+    with slots.take("alice") as back:
+        assert not back.reuse
+
+
+def test_forgotten_slots_are_not_reused():
+    slots = CacheSlots(1)
+    with slots.take("alice"):
+        pass
+    slots.forget()
+    with slots.take("alice") as slot:
+        assert not slot.reuse
+
+
+def test_log_is_bounded_and_private(tmp_path):
+    log = BoundedLog(tmp_path / "x.log", bytes_max=1000)
+    for number in range(500):
+        log.write(f"line {number}\n".encode())
+    log.write(b"y" * 5000)
+    log.close()
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert files == ["x.log", "x.log.1"]
+    assert all(path.stat().st_size <= 1000 for path in tmp_path.iterdir())
+    assert (tmp_path / "x.log").stat().st_mode & 0o077 == 0
+
+
+def test_log_tail_holds_the_last_lines_of_this_run(tmp_path):
+    log = BoundedLog(tmp_path / "x.log")
+    log.write(b"old\n")
+    log.begin("new run")
+    log.write(b"one\n\ntwo\n")
+    assert log.tail() == ["one", "two"]
+    log.close()
+
+
+def test_stale_socket_is_removed_and_a_live_one_respected(tmp_path, monkeypatch):
+    monkeypatch.setattr(socket_folder, "SOCKET_PATH_BYTES_MAX", 107)
+    path = Path(os.path.relpath(tmp_path)) / "e.sock"  # keeps it short enough to bind
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(path))
+        bound.listen()
+        assert socket_folder.is_listening(path)
+    assert path.exists()
+    assert not socket_folder.is_listening(path)
+
+
+def test_deep_state_folder_gets_a_short_private_socket_folder(tmp_path):
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    path = prepare_socket(deep, "llama")
+    try:
+        assert len(os.fsencode(path)) <= socket_folder.SOCKET_PATH_BYTES_MAX
+        assert path.parent.stat().st_mode & 0o777 == 0o700
+        assert prepare_socket(deep, "llama") == path
+        path.write_text("stale")
+        assert prepare_socket(deep, "llama") == path
+        assert not path.exists()
+    finally:
+        remove_socket(path)
+    assert not path.parent.exists()
+
+
+def test_socket_folder_open_to_others_is_refused(tmp_path):
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    path = prepare_socket(deep, "llama")
+    path.parent.chmod(0o755)
+    try:
+        with pytest.raises(EngineStartFailed, match="not a private folder"):
+            prepare_socket(deep, "llama")
+    finally:
+        path.parent.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "parts"),
+    [
+        ("http://127.0.0.1:8000", ("http://127.0.0.1:8000", "/v1")),
+        ("http://127.0.0.1:8000/", ("http://127.0.0.1:8000", "/v1")),
+        ("https://api.example.com/v1/", ("https://api.example.com", "/v1")),
+        ("https://example.com/api/openai/v1", ("https://example.com", "/api/openai/v1")),
+        ("http://[::1]:8000", ("http://[::1]:8000", "/v1")),
+        ("unix:/run/x.sock", ("unix:/run/x.sock", "/v1")),
+        ("unix:///run/x.sock", ("unix:/run/x.sock", "/v1")),
+    ],
+)
+def test_endpoint_is_split(endpoint, parts):
+    assert split_endpoint(endpoint) == parts
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "",
+        "localhost:8000",
+        "ftp://host",
+        "http://",
+        "http://user:secret@host",
+        "http://host/v1?key=secret",
+        "http://host:99999",
+        "http://[::1",
+        "unix:relative",
+    ],
+)
+def test_useless_endpoint_is_refused_without_quoting_secrets(endpoint):
+    with pytest.raises(ConfigError, match="--endpoint") as caught:
+        split_endpoint(endpoint)
+    assert "secret" not in str(caught.value)
+
+
+def test_key_is_read_without_its_line_end(tmp_path):
+    file = tmp_path / "key"
+    file.write_text("sk-abc\n")
+    assert read_key(file) == "sk-abc"
+    assert read_key(None) == ""
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"two\nkeys\n", b"a key", "schlüssel".encode()])
+def test_key_file_without_one_key_is_refused(tmp_path, content):
+    file = tmp_path / "key"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match="one key") as caught:
+        read_key(file)
+    assert "two" not in str(caught.value)
+
+
+def test_missing_key_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="nowhere cannot be read"):
+        read_key(tmp_path / "nowhere")
+
+
+def test_model_list_tells_context_and_owner():
+    entries = [
+        {"id": "a", "owned_by": "vllm", "max_model_len": 4096},
+        {"id": "b", "owned_by": "llamacpp", "meta": {"n_ctx": 1024}},
+        {"id": 5},
+        "nonsense",
+        {"id": "c", "max_model_len": "long"},
+    ]
+    listed = read_models(json.dumps({"data": entries}).encode())
+    assert listed == [
+        ListedModel("a", "vllm", 4096),
+        ListedModel("b", "llamacpp", 1024),
+        ListedModel("c"),
+    ]
+
+
+def test_model_is_chosen_by_name_or_because_it_is_the_only_one():
+    one, two = ListedModel("one"), ListedModel("two")
+    assert choose_model("two", [one, two]) is two
+    assert choose_model("", [one]) is one
+    with pytest.raises(EngineStartFailed, match=r"name one of .*: one, two"):
+        choose_model("", [one, two])
+    with pytest.raises(EngineStartFailed, match=r"no model 'twoo' \(did you mean two\?\)"):
+        choose_model("twoo", [one, two])
+    with pytest.raises(EngineStartFailed, match="it offers nothing"):
+        choose_model("x", [])
+
+
+def test_demo_model_says_its_context():
+    assert read_head(gguf_path()).context_tokens == 1024
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"hello",
+        b"GGUF",
+        b"GGUF" + struct.pack("<IQQ", 99, 1, 1),
+        b"GGUF" + struct.pack("<IQQ", 3, 1, 1 << 60),
+        b"GGUF" + struct.pack("<IQQQ", 3, 1, 1, 1 << 60),
+        b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + struct.pack("<Q", 1) + b"k" + b"\x63\0\0\0",
+    ],
+)
+def test_what_is_no_gguf_file_is_refused_in_one_sentence(tmp_path, content):
+    file = tmp_path / "bad.gguf"
+    file.write_bytes(content)
+    with pytest.raises(EngineStartFailed, match=r"bad\.gguf is not a usable GGUF file"):
+        read_head(file)
+
+
+def test_digest_is_that_of_the_file_and_is_remembered(tmp_path):
+    cache = tmp_path / "digests.json"
+    assert weights_digest(gguf_path(), cache).hex() == digests()[GGUF_FILE]
+    (key,) = json.loads(cache.read_text())
+    cache.write_text(json.dumps({key: "ab" * 32}))
+    assert weights_digest(gguf_path(), cache).hex() == "ab" * 32
+    cache.write_text("damaged")
+    assert weights_digest(gguf_path(), cache).hex() == digests()[GGUF_FILE]
+    assert DIGESTS_FILE
+
+
+def test_changed_file_gets_a_new_digest(tmp_path):
+    file, cache = tmp_path / "m.gguf", tmp_path / "digests.json"
+    file.write_bytes(b"one")
+    first = weights_digest(file, cache)
+    file.write_bytes(b"three")
+    assert weights_digest(file, cache) != first
+
+
+def test_digest_covers_every_part_of_a_split_model(tmp_path):
+    cache = tmp_path / "digests.json"
+    parts = [tmp_path / f"m-0000{number}-of-00002.gguf" for number in (1, 2)]
+    parts[0].write_bytes(b"same")
+    parts[1].write_bytes(b"one")
+    first = weights_digest(parts[0], cache)
+    parts[1].write_bytes(b"other")
+    assert weights_digest(parts[0], cache) != first
+    parts[1].unlink()
+    with pytest.raises(EngineStartFailed, match="cannot be read"):
+        weights_digest(parts[0], cache)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"zz\r\n",
+        b"\r\n",
+        b"-1\r\n",
+        b"1_0\r\n",
+        b"+5\r\n",
+        b"fffffffff\r\n",
+        b"3\r\nabcd\r\n",
+        b"x" * CHUNK_LINE_BYTES_MAX,
+    ],
+)
+def test_malformed_chunks_are_refused(data):
+    with pytest.raises(EngineFailed, match="not valid HTTP"):
+        ChunkedBody().feed(data)
+
+
+def test_body_cut_short_is_a_failure():
+    for body, data in ((ChunkedBody(), b"5\r\nab"), (SizedBody(5), b"ab")):
+        assert body.feed(data) == b"ab"
+        with pytest.raises(EngineFailed, match="in the middle"):
+            body.close()
+
+
+def test_sized_body_takes_no_more_than_its_length():
+    body = SizedBody(3)
+    assert body.feed(b"abcdef") == b"abc"
+    assert body.done
