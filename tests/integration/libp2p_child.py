@@ -1,28 +1,19 @@
-"""A `MeshHost` in a process of its own, and how tests start one.
+"""A script: a `MeshHost` in a process of its own, which prints one JSON line when it listens.
 
-Run as a script it prints one JSON line with its addresses; the first byte a peer sends on a
-stream says what is to be done with the rest. Imported, it offers `start_child`.
+The first byte a peer sends on a stream says what is to be done with the rest.
 """
 
+import contextlib
 import hashlib
 import json
-import os
-import signal
 import struct
-import subprocess
 import sys
-import tempfile
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import trio
 
-ROOT = Path(__file__).parents[2]
 COUNT = struct.Struct("!Q")
-LEAD = 12
-"""Seconds a child may take to print its first line, on a machine that does much else."""
 
 
 async def serve_stream(stream) -> None:
@@ -90,6 +81,45 @@ async def run_host(options: dict) -> None:
             await trio.sleep_forever()
 
 
+async def run_unchanged(options: dict) -> None:
+    """Run libp2p as it comes, with its own Yamux, echoing what arrives on link streams."""
+    import libp2p
+    from libp2p.network.stream.exceptions import StreamEOF
+    from multiaddr import Multiaddr
+
+    host = libp2p.new_host()
+
+    async def echo(stream) -> None:
+        with contextlib.suppress(StreamEOF):
+            while data := await stream.read(65536):
+                await stream.write(data)
+        await stream.close()
+
+    host.set_stream_handler("/aimo/link/1", echo)
+    async with host.run([Multiaddr(address) for address in options["listen"]]):
+        addresses = [str(address) for address in host.get_addrs()]
+        _say({"peer": host.get_id().to_base58(), "addresses": addresses})
+        for address in options.get("dial", ()):
+            await _question(host, address)
+        await trio.sleep_forever()
+
+
+async def _question(host, address: str) -> None:
+    """Ask a node of ours to echo, and print what comes back."""
+    from libp2p.peer.peerinfo import info_from_p2p_addr
+    from multiaddr import Multiaddr
+
+    info = info_from_p2p_addr(Multiaddr(address))
+    await host.connect(info)
+    stream = await host.new_stream(info.peer_id, ["/aimo/link/1"])
+    question = bytes(range(256)) * 1000
+    answer = b""
+    await stream.write(question)
+    while len(answer) < len(question):
+        answer += await stream.read(65536)
+    _say({"echoed": answer == question})
+
+
 async def _run_gossip(host, options: dict) -> None:
     from aimo_node.errors import AimoError
     from aimo_node.mesh.gossip import Gossip
@@ -133,81 +163,10 @@ async def eventually(condition: Callable[[], bool], seconds_max: float) -> None:
             await trio.sleep(0.02)
 
 
-class Child:
-    """A running child process, seen from the test."""
-
-    def __init__(self, process: trio.Process, errors: Path) -> None:
-        self.process = process
-        self.errors = errors
-        self.peer = ""
-        self.addresses: list[str] = []
-        self._buffer = b""
-
-    @property
-    def port(self) -> int:
-        """The TCP port it listens on."""
-        return int(self.addresses[0].split("/")[4])
-
-    @property
-    def rss_bytes(self) -> int:
-        """Resident memory."""
-        return psutil.Process(self.process.pid).memory_info().rss
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the process still runs."""
-        return self.process.poll() is None
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send a signal."""
-        os.kill(self.process.pid, number)
-
-    async def next_line(self) -> dict:
-        """The next JSON line it prints."""
-        while b"\n" not in self._buffer:
-            more = await self.process.stdout.receive_some(65536)
-            if not more:
-                raise AssertionError(f"the child ended: {self.errors.read_text()[-2000:]}")
-            self._buffer += more
-        line, _, self._buffer = self._buffer.partition(b"\n")
-        return json.loads(line)
-
-    async def command(self, **command) -> dict:
-        """Send a command and return the answer, passing over messages."""
-        await self.process.stdin.send_all(json.dumps(command).encode() + b"\n")
-        while True:
-            answer = await self.next_line()
-            if "from" not in answer:
-                return answer
-
-
-@asynccontextmanager
-async def start_child(listen: str = "/ip4/127.0.0.1/tcp/0", **options) -> AsyncIterator[Child]:
-    """Start a child and wait until it listens; it is killed at the end, whatever happens."""
-    with tempfile.TemporaryDirectory() as folder:
-        key = options.pop("key", str(Path(folder) / "key"))
-        errors = Path(folder) / "stderr"
-        with errors.open("wb") as stderr:
-            process = await trio.lowlevel.open_process(
-                [sys.executable, __file__, json.dumps({"listen": [listen], "key": key, **options})],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
-            )
-        child = Child(process, errors)
-        try:
-            with trio.fail_after(LEAD):
-                hello = await child.next_line()
-            child.peer, child.addresses = hello["peer"], hello["addresses"]
-            yield child
-        finally:
-            process.kill()
-            with trio.CancelScope(shield=True):
-                await process.wait()
-                await process.stdin.aclose()
-                await process.stdout.aclose()
+def main(options: dict) -> None:
+    """Run what the options say."""
+    trio.run(run_unchanged if options.pop("unchanged", False) else run_host, options)
 
 
 if __name__ == "__main__":
-    trio.run(run_host, json.loads(sys.argv[1]))
+    main(json.loads(sys.argv[1]))

@@ -7,7 +7,7 @@ from aimo_node.mesh.fixes.pubsub_library import ID, RPC, Message
 from aimo_node.mesh.gossip import Gossip
 from aimo_node.mesh.host import HostLimits, MeshHost
 from aimo_node.mesh.identity import KeyPair, sign
-from tests.integration.libp2p_child import Child, start_child
+from tests.integration.libp2p_parties import Child, start_child
 
 TOPIC = "aimo/heartbeat"
 MESHSUB = "/meshsub/1.1.0"

@@ -2,52 +2,17 @@
 
 import hashlib
 import signal
-from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 import trio
 
-from aimo_node.errors import ConfigError, NetworkError
+from aimo_node.errors import NetworkError
 from aimo_node.mesh.fixes.yamux_messages import YamuxConnection
-from aimo_node.mesh.host import HostLimits, MeshHost
-from aimo_node.mesh.identity import KeyPair, load_identity
-from tests.integration.libp2p_child import COUNT, eventually, start_child
+from aimo_node.mesh.host import HostLimits
+from tests.integration.libp2p_child import COUNT, eventually
+from tests.integration.libp2p_parties import answers, node, read_exactly, start_child
 
 QUICK = HostLimits(write_seconds_max=2.0)
-
-
-async def ignore(stream) -> None:
-    """Take no streams."""
-
-
-@asynccontextmanager
-async def node(limits=HostLimits(), listen=(), seed=b"n" * 32, on_stream=ignore):  # noqa: B008 (frozen)
-    """A host of this process."""
-    identity = KeyPair.from_seed(seed)
-    async with MeshHost(identity, listen, limits=limits, on_stream=on_stream) as host:
-        yield host
-
-
-async def answers(host: MeshHost, child) -> bool:
-    """Whether a new stream to the child works from end to end."""
-    with trio.fail_after(5):
-        stream = await host.dial(child.peer, child.addresses)
-        await stream.write(b"E" + b"hello")
-        echoed = b""
-        while len(echoed) < 5:
-            echoed += await stream.read()
-        await stream.close()
-    return echoed == b"hello"
-
-
-async def read_exactly(stream, count: int) -> bytes:
-    data = b""
-    while len(data) < count:
-        more = await stream.read(count - len(data))
-        assert more, "the stream ended early"
-        data += more
-    return data
 
 
 async def test_a_cancelled_read_loses_nothing_and_harms_nobody():
@@ -149,85 +114,10 @@ async def test_a_peer_has_a_limited_number_of_streams():
         assert await answers(host, child)
 
 
-async def test_a_dial_does_not_wait_a_quarter_of_a_second():
-    async with start_child() as child:
-        durations = []
-        for number in range(3):
-            async with node(seed=bytes([number]) * 32) as host:
-                started = trio.current_time()
-                await host.dial(child.peer, child.addresses)
-                durations.append(trio.current_time() - started)
-        assert min(durations) < 0.2
-
-
-async def test_a_failed_dial_does_not_block_the_peer(tmp_path: Path):
-    identity = load_identity(tmp_path / "key")
-    async with start_child() as stranger:
-        port = stranger.port
-    address = f"/ip4/127.0.0.1/tcp/{port}"
-    async with node() as host:
-        with pytest.raises(NetworkError, match="refused"):
-            await host.dial(identity.peer_id, [address])
-        async with start_child(listen=address, key=str(tmp_path / "key")) as child:
-            assert child.peer == identity.peer_id
-            assert await answers(host, child)
-
-
-async def test_every_address_gets_its_chance():
-    """libp2p tries one address per transport, and none on loopback if there are others."""
-    async with start_child() as child, node() as host:
-        nowhere = ["/ip4/127.0.0.1/tcp/1", "/ip6/::1/tcp/1", "/ip4/127.0.0.2/tcp/1"]
-        stream = await host.dial(child.peer, [*nowhere, *child.addresses])
-        assert stream.peer == child.peer
-
-
-async def test_another_peer_at_the_address_is_not_taken_for_the_right_one():
-    async with start_child() as child, node() as host:
-        missing = KeyPair.from_seed(b"m" * 32).peer_id
-        plain = [address.partition("/p2p/")[0] for address in child.addresses]
-        with pytest.raises(NetworkError, match="another peer answered"):
-            await host.dial(missing, plain)
-        with pytest.raises(NetworkError, match="no address to dial"):
-            await host.dial(missing, child.addresses)
-        assert await answers(host, child)
-
-
-async def test_a_peer_that_never_answers_is_given_up_at_the_deadline():
-    silent = trio.socket.socket()
-    await silent.bind(("127.0.0.1", 0))
-    silent.listen()
-    address = f"/ip4/127.0.0.1/tcp/{silent.getsockname()[1]}"
-    async with node(HostLimits(dial_seconds_max=1.0)) as host:
-        with pytest.raises(NetworkError, match="did not answer within 1 s"), trio.fail_after(5):
-            await host.dial(KeyPair.from_seed(b"m" * 32).peer_id, [address])
-    silent.close()
-
-
 async def test_our_yamux_is_the_one_in_use():
     async with start_child() as child, node() as host:
         stream = await host.dial(child.peer, child.addresses)
         assert isinstance(stream._stream.muxed_conn, YamuxConnection)
-
-
-async def test_connections_that_are_over_free_their_slots():
-    """libp2p accepts `max_connections` over its whole life and then nobody any more."""
-    limits = {"connections_max": 4}
-    async with start_child(limits=limits) as child:
-        for number in range(10):
-            async with node(seed=bytes([number]) * 32) as host:
-                assert await answers(host, child)
-
-
-async def test_a_connection_without_a_link_is_closed():
-    async with start_child(limits={"unlinked_seconds_max": 0.4}) as child, node() as host:
-        stream = await host.dial(child.peer, child.addresses)
-        await stream.write(b"E")
-        linked_until = trio.current_time() + 1.0
-        while trio.current_time() < linked_until:
-            assert host.connected_peers() == [child.peer]
-            await trio.sleep(0.1)
-        await stream.close()
-        await eventually(lambda: not host.connected_peers(), 5)
 
 
 async def test_a_killed_peer_is_noticed_at_once():
@@ -263,56 +153,3 @@ async def test_a_peer_that_never_reads_ends_the_write_at_its_deadline():
 async def write_for_ever(stream) -> None:
     while True:
         await stream.write(b"x" * 64_000)
-
-
-async def test_a_port_in_use_is_refused_at_the_start():
-    """libp2p would share the port with the other node, and each get half of the connections."""
-    async with start_child() as child:
-        with pytest.raises(ConfigError, match="choose another address with --listen"):
-            async with node(listen=[f"/ip4/127.0.0.1/tcp/{child.port}"]):
-                pass
-
-
-@pytest.mark.parametrize("address", ["nonsense", "/ip4/127.0.0.1/udp/0/quic-v1", "/dns4/a/tcp/1"])
-async def test_an_address_that_cannot_be_listened_on_is_a_configuration_error(address):
-    with pytest.raises(ConfigError):
-        async with node(listen=[address]):
-            pass
-
-
-async def test_a_cancelled_host_leaves_no_listener_behind():
-    with trio.CancelScope() as scope:
-        async with node(listen=["/ip4/127.0.0.1/tcp/0"]) as host:
-            port = int(host.addresses()[0].split("/")[4])
-            scope.cancel()
-            await trio.sleep_forever()
-    with pytest.raises(OSError, match=r"refused|connect"):
-        await trio.open_tcp_stream("127.0.0.1", port)
-
-
-async def test_many_connections_close_together_at_the_end():
-    """Each takes libp2p a tenth of a second."""
-    ready = []
-
-    async def spoke(number: int, hub: MeshHost) -> None:
-        async with node(seed=bytes([number]) * 32) as host:
-            await host.dial(hub.peer_id, hub.addresses())
-            ready.append(number)
-            await trio.sleep_forever()
-
-    async with trio.open_nursery() as nursery:
-        async with node(listen=["/ip4/127.0.0.1/tcp/0"]) as hub:
-            for number in range(30):
-                nursery.start_soon(spoke, number, hub)
-            await eventually(lambda: len(ready) == 30, 20)
-            started = trio.current_time()
-        assert trio.current_time() - started < 2.5
-        nursery.cancel_scope.cancel()
-
-
-async def test_wildcard_addresses_are_spelled_out_with_loopback_last():
-    async with node(listen=["/ip4/0.0.0.0/tcp/0"]) as host:
-        addresses = host.addresses()
-        assert not any("0.0.0.0" in address for address in addresses)
-        assert "/ip4/127.0.0.1/" in addresses[-1]
-        assert all(address.endswith(f"/p2p/{host.peer_id}") for address in addresses)

@@ -11,7 +11,7 @@ import trio
 from aimo_node.errors import NetworkError
 from aimo_node.mesh.host import HostLimits, MeshHost
 from aimo_node.mesh.identity import KeyPair
-from tests.integration.libp2p_child import Child, start_child
+from tests.integration.libp2p_parties import Child, start_child
 
 HANDSHAKE_SECONDS = 2.0
 LIMITS = {"handshake_seconds_max": HANDSHAKE_SECONDS}
