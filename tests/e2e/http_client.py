@@ -221,6 +221,12 @@ class Stream:
         assert not self._rest, self._rest
         return self
 
+    async def read_rest(self) -> AsyncIterator[str]:
+        """The text of all events still to come, kept nowhere: for answers of megabytes."""
+        while await self.read_some():
+            text, self.events = self.text, []
+            yield text
+
     async def read_until_text(self, tokens: int = 1) -> "Stream":
         """Take in at least so many tokens."""
         while len(self.text.split()) < tokens:
