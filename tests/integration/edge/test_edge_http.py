@@ -248,3 +248,28 @@ async def test_end_of_grace_is_told_to_the_consumer_and_the_server_ends(edge):
     assert b"[DONE]" not in seen
     assert seen.endswith(b"0\r\n\r\n")
     assert edge.door.answers[0].cancelled.is_set()
+
+
+async def test_consumer_that_does_not_read_holds_up_no_drain_and_can_still_read_the_end(edge):
+    edge.door.script = [["x" * 50_000]] * 400  # far more than the kernel's buffers take
+    stream = await trio.open_tcp_stream("127.0.0.1", edge.port)
+    async with stream:
+        await stream.send_all(
+            post("/v1/chat/completions", json.dumps({**CHAT, "stream": True}).encode())
+        )
+        with trio.fail_after(10):
+            while not edge.door.answers:
+                await trio.sleep(0.01)
+            received = -1
+            while received != edge.door.answers[0].received:  # until it stands still
+                received = edge.door.answers[0].received
+                await trio.sleep(0.1)
+            edge.drain.set()
+            await edge.stopped.wait()
+        assert edge.door.answers[0].cancelled.is_set()
+        assert received < 400
+        seen = b""
+        with trio.fail_after(10):
+            async for data in stream:
+                seen += data
+    assert b'"code":"draining"' in seen[-1000:]
