@@ -2,6 +2,7 @@
 # Plain POSIX sh. Expects $root; call `bootstrap runtime` or `bootstrap dev`.
 # shellcheck shell=sh
 
+# shellcheck disable=SC2154 # whoever sources this sets $root
 venv=$root/.venv
 
 # Everything an installation depends on. The path is part of it: a moved checkout is installed anew.
@@ -50,28 +51,37 @@ explain_python() {
     else
         echo 'Python 3.11, 3.12 or 3.13 is needed and was not found.'
     fi
+    if [ "$(id -u)" = 0 ]; then sudo=''; else sudo='sudo '; fi
     if command -v apt-get >/dev/null; then
-        if apt-cache show python3.13 2>/dev/null | grep -q .; then
-            line='sudo apt-get install -y python3.13 python3.13-venv'
-        elif apt-cache show python3.12 2>/dev/null | grep -q .; then
-            line='sudo apt-get install -y python3.12 python3.12-venv'
-        elif apt-cache show python3.11 2>/dev/null | grep -q .; then
-            line='sudo apt-get install -y python3.11 python3.11-venv'
-        else
-            line='sudo add-apt-repository -y ppa:deadsnakes/ppa && sudo apt-get install -y python3.13 python3.13-venv'
-        fi
+        line=$(apt_line)
     elif command -v dnf >/dev/null; then
-        line='sudo dnf install -y python3.13'
+        line="${sudo}dnf install -y python3.13 libgomp"
     elif command -v zypper >/dev/null; then
-        line='sudo zypper install -y python313'
+        line="${sudo}zypper install -y python313 libgomp1"
     elif command -v brew >/dev/null; then
         line='brew install python@3.13'
     elif command -v pacman >/dev/null; then
-        line='sudo pacman -S --needed uv && uv python install 3.13'
+        line="${sudo}pacman -S --needed uv && uv python install 3.13"
     else
         line='install Python 3.13, or name one: PYTHON=/path/to/python3.13'
     fi
     printf 'Mend it with:  %s\n' "$line"
+}
+
+# Debian and Ubuntu carry one Python each; libgomp1 is what the embedded engine needs besides.
+apt_line() {
+    for version in 3.13 3.12 3.11; do
+        if apt-cache show "python$version" 2>/dev/null | grep -q .; then
+            echo "${sudo}apt-get install -y python$version python$version-venv libgomp1"
+            return
+        fi
+    done
+    if apt-cache show python3 2>/dev/null | grep -q .; then
+        echo "${sudo}add-apt-repository -y ppa:deadsnakes/ppa &&" \
+            "${sudo}apt-get install -y python3.13 python3.13-venv libgomp1"
+    else
+        echo "${sudo}apt-get update && ${sudo}apt-get install -y python3 python3-venv libgomp1"
+    fi
 }
 
 bootstrap() {

@@ -2,6 +2,7 @@
 
 import ctypes
 import importlib.util
+import os
 import platform
 import shutil
 import sys
@@ -45,11 +46,11 @@ PACKAGES: dict[str, dict[str, str]] = {
     },
 }
 INSTALL_LINES = {
-    "apt-get": "sudo apt-get install -y {}",
-    "dnf": "sudo dnf install -y {}",
-    "zypper": "sudo zypper install -y {}",
-    "pacman": "sudo pacman -S --needed {}",
-    "brew": "brew install {}",
+    "apt-get": "{sudo}apt-get install -y {packages}",
+    "dnf": "{sudo}dnf install -y {packages}",
+    "zypper": "{sudo}zypper install -y {packages}",
+    "pacman": "{sudo}pacman -S --needed {packages}",
+    "brew": "brew install {packages}",
 }
 
 
@@ -94,7 +95,8 @@ def mending_line(lacking: list[str]) -> str | None:
         if shutil.which(manager):
             packages = [PACKAGES.get(what, {}).get(manager, "") for what in lacking]
             wanted = " ".join(dict.fromkeys(name for name in packages if name))
-            return line.format(wanted) if wanted else None
+            sudo = "" if os.geteuid() == 0 else "sudo "
+            return line.format(sudo=sudo, packages=wanted) if wanted else None
     return None
 
 

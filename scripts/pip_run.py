@@ -19,8 +19,9 @@ ENVIRONMENT_DROPPED = ("PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PYTHONPATH", "PY
 
 UNREACHABLE = re.compile(
     r"NewConnectionError|NameResolutionError|ConnectTimeoutError|ReadTimeoutError|ProxyError"
-    r"|Network is unreachable|Temporary failure in name resolution|CERTIFICATE_VERIFY_FAILED"
+    r"|Network is unreachable|Temporary failure in name resolution"
 )
+UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
 NO_WHEEL = re.compile(r"No matching distribution found for ([A-Za-z0-9._-]+?)==")
 FETCHED = re.compile(r"^(?:Collecting|Requirement already satisfied)", re.MULTILINE)
 CHANGES_BEGIN = "Installing collected packages"
@@ -120,13 +121,19 @@ def has_changed_packages(folder: Path) -> bool:
 def missing_wheel(output: str) -> str | None:
     """Name the package that has no ready-made file for this machine, if that is why pip failed."""
     found = NO_WHEEL.search(output)
-    return found[1] if found and not UNREACHABLE.search(output) else None
+    is_reachable = not UNREACHABLE.search(output) and UNTRUSTED not in output
+    return found[1] if found and is_reachable else None
 
 
 def explain(output: str) -> str:
     """Say in a line why pip failed, with the end of its output where no line will do."""
     if UNREACHABLE.search(output):
         return "The package registry could not be reached. Connect to the network and start again."
+    if UNTRUSTED in output:
+        return (
+            "This machine does not trust the package registry's certificate. If a proxy presents\n"
+            "one of its own, name its file: PIP_CERT=/path/to/ca.pem"
+        )
     if "DO NOT MATCH THE HASHES" in output:
         return (
             "A package differs from what scripts/locks says, so nothing of it was installed.\n"

@@ -135,8 +135,8 @@ def test_failed_installation_starts_nothing_and_is_tried_again(
 @pytest.mark.parametrize(
     ("manager", "line"),
     [
-        ("apt-get", "sudo apt-get install -y python3.12 python3.12-venv"),
-        ("dnf", "sudo dnf install -y python3.13"),
+        ("apt-get", "sudo apt-get install -y python3.12 python3.12-venv libgomp1"),
+        ("dnf", "sudo dnf install -y python3.13 libgomp"),
         ("brew", "brew install python@3.13"),
         ("pacman", "sudo pacman -S --needed uv && uv python install 3.13"),
         ("none", "install Python 3.13, or name one: PYTHON=/path/to/python3.13"),
@@ -150,7 +150,7 @@ def test_missing_python_is_mended_by_one_line(
     tools.mkdir()
     for name in ("sh", "dirname", "cat", "cmp", "grep"):
         (tools / name).symlink_to(shutil.which(name) or "")
-    fakes = {manager: "exit 0", "apt-cache": '[ "$2" = python3.12 ] && echo found'}
+    fakes = {manager: "exit 0", "apt-cache": '[ "$2" = python3.12 ] && echo found', "id": "echo 1"}
     for name, body in fakes.items():
         (tools / name).write_text(f"#!/bin/sh\n{body}\n")
         (tools / name).chmod(0o755)

@@ -40,6 +40,7 @@ def test_one_line_mends_all_that_is_lacking(
     install: ModuleType, monkeypatch: pytest.MonkeyPatch, manager: str, line: str | None
 ) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(install.machine.os, "geteuid", lambda: 1000)
     only_manager(install, monkeypatch, manager)
     lacking = ["the OpenMP library libgomp.so.1", "a C and C++ compiler", "disk space: 700 MB free"]
     assert install.machine.mending_line(lacking) == line
@@ -67,6 +68,7 @@ def test_pip_failures_are_told_apart(install: ModuleType) -> None:
     assert install.missing_wheel(no_wheel) == "coincurve"
     assert install.missing_wheel(offline) is None
     assert "registry could not be reached" in install.explain(offline)
+    assert "PIP_CERT" in install.explain(f"SSLError(CERTIFICATE_VERIFY_FAILED)\n{no_wheel}")
     assert "differs from what scripts/locks says" in install.explain("DO NOT MATCH THE HASHES")
     assert "last words" in install.explain("first words\nlast words")
 
