@@ -69,7 +69,9 @@ class Door:
         return EdgeSettings(
             api_keys=keys,
             behind_proxy=edge.behind_proxy,
-            allowed_hosts=allowed_hosts_for(host, edge.allowed_hosts, keyed=bool(keys)),
+            allowed_hosts=allowed_hosts_for(
+                host, edge.allowed_hosts, keyed=bool(keys), behind_proxy=edge.behind_proxy
+            ),
             request_deadline_seconds=edge.request_deadline_seconds,
             body_bytes_max=limits.body_bytes_max,
             socket_message_bytes_max=limits.websocket_message_bytes_max,

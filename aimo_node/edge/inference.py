@@ -8,7 +8,7 @@ from typing import Final
 import trio
 
 from aimo_node.dispatch.inference import Answer, InferenceDoor, InferenceRequest
-from aimo_node.domain.answer import AnswerPart
+from aimo_node.domain.answer import AnswerPart, Finish
 from aimo_node.edge.metrics import EdgeMetrics
 from aimo_node.edge.running import Running
 from aimo_node.edge.settings import DrainSignals, EdgeSettings
@@ -110,7 +110,7 @@ class OpenAnswer:
             if not self._has_begun:
                 self._has_begun = True
                 metrics.first_token(trio.current_time() - self._started)
-            metrics.chunks(len(parts))
+            metrics.chunks(len(parts) - (type(parts[-1]) is Finish))
         return parts
 
     def succeed(self) -> None:
