@@ -18,7 +18,7 @@ from aimo_node.ports.engine import Progress
 from providers.bounded_log import BoundedLog
 from providers.cache_slots import CacheSlots
 from providers.process import ChildProcess, PythonProgram, start_child
-from providers.socket_folder import prepare_socket, remove_socket
+from providers.socket_folder import claim_socket, remove_socket
 from providers.unix_client import UnixUpstream
 from providers.upstream import ask_once
 
@@ -71,7 +71,7 @@ class LlamaChild:
     async def launch(self) -> ChildProcess:
         """See `Charge`."""
         plan = self.plan
-        self._socket = prepare_socket(plan.state_folder, self.name)
+        self._socket = await claim_socket(plan.state_folder, self.name)
         self.upstream = UnixUpstream(self._socket)
         self.slots.forget()
         if self._log is None:

@@ -12,15 +12,20 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+import trio
+
 from aimo_node.errors import EngineStartFailed
 
 SOCKET_PATH_BYTES_MAX: Final = 100
 """Linux allows 107 bytes, macOS 103."""
 
+LEAVING_SECONDS: Final = 3.0
+"""How long the process of a node that was killed may take to disappear."""
+
 _SHORT_FOLDER: Final = re.compile(r"aimo-\d+-[0-9a-f]{12}")
 
 
-def prepare_socket(state_folder: Path, engine: str) -> Path:
+async def claim_socket(state_folder: Path, engine: str) -> Path:
     """A path for the socket of `engine`, free of what an earlier run left.
 
     It lies in `state_folder`, or in a folder in the system's temporary one if that is too deep.
@@ -32,10 +37,13 @@ def prepare_socket(state_folder: Path, engine: str) -> Path:
     path = state_folder / name
     if len(os.fsencode(path)) > SOCKET_PATH_BYTES_MAX:
         path = _short_folder(state_folder) / name
-    if is_listening(path):
-        raise EngineStartFailed(
-            f"another {engine} engine listens on {path}: is a node with this --state running?"
-        )
+    give_up_at = trio.current_time() + LEAVING_SECONDS
+    while is_listening(path):
+        if trio.current_time() > give_up_at:
+            raise EngineStartFailed(
+                f"another {engine} engine listens on {path}: is a node with this --state running?"
+            )
+        await trio.sleep(0.02)
     path.unlink(missing_ok=True)
     return path
 

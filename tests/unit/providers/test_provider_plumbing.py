@@ -19,7 +19,7 @@ from providers.demo_model import DIGESTS_FILE, GGUF_FILE, digests, gguf_path
 from providers.endpoints import read_key, split_endpoint
 from providers.http_body import CHUNK_LINE_BYTES_MAX, ChunkedBody, SizedBody
 from providers.model_list import ListedModel, choose_model, read_models
-from providers.socket_folder import prepare_socket, remove_socket
+from providers.socket_folder import claim_socket, remove_socket
 from providers.weights import read_head, weights_digest
 
 
@@ -101,30 +101,30 @@ def test_stale_socket_is_removed_and_a_live_one_respected(tmp_path, monkeypatch)
     assert not socket_folder.is_listening(path)
 
 
-def test_deep_state_folder_gets_a_short_private_socket_folder(tmp_path):
+async def test_deep_state_folder_gets_a_short_private_socket_folder(tmp_path):
     deep = tmp_path / ("d" * 100)
     deep.mkdir()
-    path = prepare_socket(deep, "llama")
+    path = await claim_socket(deep, "llama")
     try:
         assert len(os.fsencode(path)) <= socket_folder.SOCKET_PATH_BYTES_MAX
         assert path.parent.stat().st_mode & 0o777 == 0o700
-        assert prepare_socket(deep, "llama") == path
+        assert await claim_socket(deep, "llama") == path
         path.write_text("stale")
-        assert prepare_socket(deep, "llama") == path
+        assert await claim_socket(deep, "llama") == path
         assert not path.exists()
     finally:
         remove_socket(path)
     assert not path.parent.exists()
 
 
-def test_socket_folder_open_to_others_is_refused(tmp_path):
+async def test_socket_folder_open_to_others_is_refused(tmp_path):
     deep = tmp_path / ("d" * 100)
     deep.mkdir()
-    path = prepare_socket(deep, "llama")
+    path = await claim_socket(deep, "llama")
     path.parent.chmod(0o755)
     try:
         with pytest.raises(EngineStartFailed, match="not a private folder"):
-            prepare_socket(deep, "llama")
+            await claim_socket(deep, "llama")
     finally:
         path.parent.rmdir()
 
