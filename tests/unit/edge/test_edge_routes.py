@@ -316,7 +316,7 @@ async def test_each_request_is_counted_once_with_its_outcome(stream):
         ("first",),
         ("chunks", 2),
         ("chunks", 1),
-        ("chunks", 1),
+        ("chunks", 0),
         ("ended", "chat", "ok"),
         ("started", "chat"),
         ("ended", "chat", "Overloaded"),
