@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Final
 
 import trio
 
 from aimo_node.domain.ids import Role
-from aimo_node.domain.models import Descriptor, Status
+from aimo_node.domain.models import Descriptor, Health, Status
 from aimo_node.mesh.identity import KeyPair, sign
 from aimo_node.mesh.link import Link
 from aimo_node.mesh.network import MeshNetwork
@@ -16,6 +17,9 @@ from aimo_node.mesh.observer import IdleObserver
 from aimo_node.protocol import frames, limits
 from aimo_node.protocol.descriptors import describe, heartbeat_of
 from aimo_node.protocol.signing import descriptor_bytes_to_sign
+
+LOOK_SECONDS: Final = 0.5
+"""How long a change of health may go unnoticed: an engine that dies tells nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +46,23 @@ class Announcer(IdleObserver):
         self._said: Descriptor | None = None
         self._revision = 0
         self._seq = 0
+        self._health: Health | None = None
+        """As it was said last."""
         self._changed = trio.Event()
 
     async def run(self) -> None:
         """Heartbeats every 5 s, at once on a change, the descriptor again every 10 minutes."""
-        repeat_at = trio.current_time() + limits.DESCRIPTOR_SECONDS
+        started = trio.current_time()
+        repeat_at, heartbeat_at = started + limits.DESCRIPTOR_SECONDS, started
         while True:
-            with trio.move_on_after(limits.HEARTBEAT_SECONDS):
+            with trio.move_on_after(LOOK_SECONDS):
                 await self._changed.wait()
-            self._changed = trio.Event()
             now = trio.current_time()
-            self.announce(again=now >= repeat_at)
+            is_news = self._changed.is_set() or self._voice.status().health is not self._health
+            if is_news or now >= heartbeat_at:
+                self._changed = trio.Event()
+                self.announce(again=now >= repeat_at)
+                heartbeat_at = now + limits.HEARTBEAT_SECONDS
             if now >= repeat_at:
                 repeat_at = now + limits.DESCRIPTOR_SECONDS
 
@@ -79,7 +89,9 @@ class Announcer(IdleObserver):
 
     def _heartbeat(self) -> frames.Heartbeat:
         self._seq += 1
-        return heartbeat_of(replace(self._voice.status(), seq=self._seq))
+        status = self._voice.status()
+        self._health = status.health
+        return heartbeat_of(replace(status, seq=self._seq))
 
     def _refresh(self) -> tuple[frames.Descriptor, bool]:
         """The signed descriptor, and whether it is not what was said last."""

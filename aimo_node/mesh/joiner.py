@@ -49,8 +49,7 @@ class Joiner:
         """Dial, wait for the link to end, dial again; until cancelled."""
         async with trio.open_nursery() as nursery:
             for relay, addresses in self._relays.items():
-                self._network.remember(relay, addresses)
-                nursery.start_soon(self._keep, relay)
+                nursery.start_soon(self._keep, relay, addresses)
 
     async def wait_joined(self) -> None:
         """Return once the first relay has let us in.
@@ -68,9 +67,11 @@ class Joiner:
             problem = next(iter(self._problems.values()), "no answer")
             raise JoinFailed(f"cannot join the mesh: {problem}")
 
-    async def _keep(self, relay: PeerId) -> None:
+    async def _keep(self, relay: PeerId, addresses: Sequence[str]) -> None:
         failures = 0
         while True:
+            # again, since a relay that is a provider as well may have described itself meanwhile
+            self._network.remember(relay, addresses)
             try:
                 link = await self._network.connect(relay)
             except AimoError as error:

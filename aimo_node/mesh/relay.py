@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import structlog
 import trio
 
@@ -18,6 +20,9 @@ from aimo_node.protocol.session import Announcement
 
 log = structlog.get_logger()
 
+GATHER_SECONDS: Final = 0.05
+"""News that comes together is told together."""
+
 
 class RelayDirectory(IdleObserver):
     """One relay's directory: fed by providers and relays, read by edges."""
@@ -29,14 +34,19 @@ class RelayDirectory(IdleObserver):
         self._wanted: dict[Link, frozenset[str]] = {}
         self._told: dict[Link, int] = {}
         """The book's revision a subscriber has seen."""
+        self._news = trio.Event()
 
     async def run(self) -> None:
-        """Tell subscribers what is new, once a second, until cancelled."""
+        """Tell subscribers what is new: soon, but each at most once a second; until cancelled."""
         while True:
-            await trio.sleep(limits.DIRECTORY_SECONDS)
+            with trio.move_on_after(limits.DIRECTORY_SECONDS):
+                await self._news.wait()
+            await trio.sleep(GATHER_SECONDS)
+            self._news = trio.Event()
             self.book.expire(trio.current_time())
             for link in list(self._wanted):
                 self._tell(link)
+            await trio.sleep(limits.DIRECTORY_SECONDS - GATHER_SECONDS)
 
     def _tell(self, link: Link) -> None:
         told = self._told.get(link)
@@ -56,6 +66,7 @@ class RelayDirectory(IdleObserver):
             self._describe(link.peer, link.peer, frame)
         elif isinstance(frame, Heartbeat) and frame.node_id == link.peer:
             self.book.beat(self._own, frame, trio.current_time())
+        self._news.set()
 
     def _describe(self, source: PeerId, provider: PeerId | None, frame: Descriptor) -> None:
         try:
@@ -79,12 +90,14 @@ class RelayDirectory(IdleObserver):
             self.book.beat(relay, heartbeat, now)
         for gone in batch.gone:
             self.book.leave(relay, PeerId(gone))
+        self._news.set()
 
     def link_closed(self, link: Link, code: CloseCode, message: str) -> None:
         """A provider that leaves is gone at once; a subscriber is forgotten."""
         self._wanted.pop(link, None)
         self._told.pop(link, None)
         self.book.leave(self._own, link.peer)
+        self._news.set()
 
     def link_opened(self, link: Link) -> None:
         """A relay that links to us is a source from now on."""
