@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -133,12 +133,19 @@ def _trust(ca_file: Path | None) -> ssl.SSLContext | bool:
 def _sentence(error: httpx2.HTTPError) -> str:
     """What went wrong, without the upstream's address: consumers read this."""
     match error:
+        case httpx2.ConnectError() if any(isinstance(one, ssl.SSLError) for one in _causes(error)):
+            reason = "has no certificate this node trusts"
         case httpx2.ConnectTimeout() | httpx2.ConnectError():
             reason = "cannot be reached"
-            if isinstance(error.__cause__, ssl.SSLError) or "CERTIFICATE" in str(error).upper():
-                reason = "has no certificate this node trusts"
         case httpx2.TimeoutException():
             reason = "was silent for too long"
         case _:
             reason = "broke off the connection"
     return f"the engine's upstream {reason}"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what led to it; httpx2 and trio each wrap what they catch."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
