@@ -54,4 +54,4 @@ def relays_of(targets: Sequence[JoinTarget], own: PeerId) -> dict[PeerId, list[s
 
 def join_string(addresses: Sequence[str], secret: bytes | None) -> str | None:
     """What another node's ``--join`` takes; None if this node listens nowhere."""
-    return format_join(JoinTarget(tuple(addresses[:16]), secret)) if addresses else None
+    return format_join(JoinTarget(tuple(addresses), secret)) if addresses else None

@@ -29,6 +29,7 @@ from aimo_node.mesh.joiner import Joiner
 from aimo_node.mesh.network import MeshNetwork
 from aimo_node.mesh.relay import RelayDirectory
 from aimo_node.ports.engine import Engine, EngineSettings
+from aimo_node.protocol import limits
 from aimo_node.protocol.handshake import Admission
 from aimo_node.routing.table import RoutingTable
 from aimo_node.telemetry.metrics import NodeMetrics
@@ -38,6 +39,7 @@ log = structlog.get_logger()
 GC_THRESHOLD: Final = 50_000
 """New objects between collections: the default of 700 costs visible pauses at 1,000 streams."""
 ENGINE_FOLDER: Final = "engine"
+ADDRESSES_MAX: Final = limits.DESCRIPTOR_ADDRESSES_MAX
 CLOSE_SECONDS: Final = 2.0
 """For the last GoAways."""
 
@@ -207,6 +209,12 @@ class Node:
             nursery.cancel_scope.cancel()
         return ready
 
+    def _addresses(self) -> tuple[str, ...]:
+        """Where others reach this node, the best first."""
+        own = f"/p2p/{self._identity.peer_id}"
+        told = [text.partition("/p2p/")[0] + own for text in self._settings.mesh.announce]
+        return tuple(dict.fromkeys([*told, *self._host.addresses()]))[:ADDRESSES_MAX]
+
     def _ready_line(self, url: str | None) -> ReadyLine:
         addresses = tuple(self._host.addresses())
         models = self._engine.capabilities().models if self._engine is not None else ()
@@ -217,7 +225,7 @@ class Node:
             listen=addresses,
             http=url,
             models=tuple(model.name for model in models),
-            join=join_string(addresses, self._secret) if is_relay else None,
+            join=join_string(self._addresses(), self._secret) if is_relay else None,
         )
 
     async def _wind_down(self) -> None:
@@ -245,7 +253,7 @@ class Node:
             peer=self._identity.peer_id,
             incarnation=self._incarnation,
             models=offer.models if offer is not None else (),
-            addresses=tuple(self._host.addresses()[:16]),
+            addresses=self._addresses(),
             engine=offer.engine if offer is not None else self._settings.provider.engine,
             requests_max=offer.requests_max if offer is not None else 0,
             region=self._settings.provider.region,

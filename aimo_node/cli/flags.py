@@ -88,6 +88,13 @@ node_flags: Callable[[Any], Any] = _stack(
         help="libp2p address to listen on; port 0 picks one.",
     ),
     setting_flag(
+        "mesh.announce",
+        "--announce",
+        metavar="MULTIADDR",
+        multiple=True,
+        help="Where others reach this node, if it cannot see that itself.",
+    ),
+    setting_flag(
         "edge.http",
         "--http",
         metavar="HOST:PORT",

@@ -84,6 +84,14 @@ class MeshSettings(Section):
         ),
     )
 
+    announce: Addresses = Field(
+        default=(),
+        description=(
+            "Addresses under which others reach this node, when it cannot see them itself: behind"
+            " a router or in a container. Told before those it listens on."
+        ),
+    )
+
     @model_validator(mode="after")
     def _open_or_secret(self) -> MeshSettings:
         if self.open and self.secret_file is not None:

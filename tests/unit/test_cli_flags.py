@@ -12,7 +12,7 @@ from aimo_node.config.settings import KEYS
 LONG_RUNNING = ("up", "relay", "provider", "edge")
 COMMON = {
     *("--state", "--config", "--join", "--mesh-secret-file", "--open", "--listen", "--http"),
-    *("--grace", "--ready-json", "--log-level", "--log-format", "--watch-stdin"),
+    *("--announce", "--grace", "--ready-json", "--log-level", "--log-format", "--watch-stdin"),
 }
 PROVIDER = {
     *("--engine", "--model", "--endpoint", "--api-key-file", "--engine-args"),
