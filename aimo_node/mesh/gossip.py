@@ -14,6 +14,7 @@ import trio
 
 from aimo_node.domain.ids import PeerId
 from aimo_node.errors import PayloadTooLarge
+from aimo_node.mesh.exception_groups import only_leaf
 from aimo_node.mesh.fixes.malformed_pubsub import SturdyGossipSub, SturdyPubsub
 from aimo_node.mesh.fixes.pubsub_library import (
     GOSSIPSUB_V11,
@@ -73,18 +74,11 @@ class Gossip:
     def __init__(
         self, host: MeshHost, *, accepts: Callable[[PeerId], bool], mesh_degree_max: int = 1024
     ) -> None:
-        self._router = SturdyGossipSub(
-            protocols=[GOSSIPSUB_V12, GOSSIPSUB_V11],
-            degree=8,
-            degree_low=6,
-            degree_high=mesh_degree_max,
-            heartbeat_interval=_HEARTBEAT_SECONDS,
-            max_messages_per_topic_per_second=_MESSAGES_PER_SECOND_MAX,
-            # Both would change the degrees set above, by rules made for the open internet.
-            adaptive_gossip_enabled=False,
-            eclipse_protection_enabled=False,
-        )
-        self._pubsub = SturdyPubsub(host.libp2p_host, self._router, accepts, self._deliver)
+        self._host = host
+        self._accepts = accepts
+        self._mesh_degree_max = mesh_degree_max
+        self._router: SturdyGossipSub
+        self._pubsub: SturdyPubsub
         self._received: deque[GossipMessage] = deque()
         self._arrived = trio.Event()
         self._dropped = 0
@@ -92,10 +86,27 @@ class Gossip:
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Gossip:
+        self._router = SturdyGossipSub(
+            protocols=[GOSSIPSUB_V12, GOSSIPSUB_V11],
+            degree=8,
+            degree_low=6,
+            degree_high=self._mesh_degree_max,
+            heartbeat_interval=_HEARTBEAT_SECONDS,
+            max_messages_per_topic_per_second=_MESSAGES_PER_SECOND_MAX,
+            # Both would change the degrees set above, by rules made for the open internet.
+            adaptive_gossip_enabled=False,
+            eclipse_protection_enabled=False,
+        )
+        libp2p_host = self._host.libp2p_host
+        # Not before here: until it runs, pubsub blocks every new connection of the host.
+        self._pubsub = SturdyPubsub(libp2p_host, self._router, self._accepts, self._deliver)
         async with AsyncExitStack() as stack:
+            stack.callback(self._pubsub.detach)
             await stack.enter_async_context(background_trio_service(self._pubsub))
             await stack.enter_async_context(background_trio_service(self._router))
             await self._pubsub.wait_until_ready()
+            for peer in self._host.connected_peers():
+                self._pubsub.greet(ID.from_base58(peer))
             self._stack = stack.pop_all()
         return self
 
@@ -105,7 +116,12 @@ class Gossip:
         exc_val: BaseException | None,
         exc_tb: TracebackType | None,
     ) -> bool | None:
-        return await self._stack.__aexit__(exc_type, exc_val, exc_tb)
+        try:
+            return await self._stack.__aexit__(exc_type, exc_val, exc_tb)
+        except BaseExceptionGroup as group:
+            if exc_val is not None and only_leaf(group) is exc_val:
+                return False  # nothing but the body's own exception, which goes on as it was
+            raise
 
     async def subscribe(self, topic: str) -> None:
         """Receive what is published under `topic` from now on."""

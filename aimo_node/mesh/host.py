@@ -15,6 +15,7 @@ import trio
 
 from aimo_node.domain.ids import PeerId
 from aimo_node.errors import ConfigError, NetworkError
+from aimo_node.mesh.exception_groups import only_leaf
 from aimo_node.mesh.fixes.background_work import ReticentHost
 from aimo_node.mesh.fixes.connection_flood import ArrivalGate
 from aimo_node.mesh.fixes.direct_dial import LIBRARY_ERRORS, race_addresses
@@ -101,7 +102,7 @@ class MeshHost:
             await self._start([_parse_listen(text) for text in self._listen])
         except BaseExceptionGroup as group:
             # The nurseries wrap what went wrong; the caller wants to catch it.
-            raise _only_leaf(group) or group from None
+            raise only_leaf(group) or group from None
         return self
 
     async def __aexit__(
@@ -113,7 +114,7 @@ class MeshHost:
         try:
             return await self._stack.__aexit__(exc_type, exc_val, exc_tb)
         except BaseExceptionGroup as group:
-            if exc_val is not None and _only_leaf(group) is exc_val:
+            if exc_val is not None and only_leaf(group) is exc_val:
                 return False  # nothing but the body's own exception, which goes on as it was
             raise
 
@@ -309,16 +310,6 @@ class MeshHost:
             async with trio.open_nursery() as nursery:
                 for connection in self._swarm.get_connections():
                     nursery.start_soon(connection.close)
-
-
-def _only_leaf(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
-    """The exception that is alone at the bottom of nested groups, if there is just one."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        if len(error.exceptions) != 1:
-            return None
-        error = error.exceptions[0]
-    return error
 
 
 def _parse_listen(text: str) -> Multiaddr:

@@ -172,6 +172,24 @@ async def test_an_error_in_a_task_of_pubsub_ends_neither_it_nor_the_node():
             assert (await gossip.receive()).data == b"both go on"
 
 
+async def test_peers_that_are_connected_already_are_taken_up_and_nobody_waits_afterwards():
+    """libp2p's pubsub knows only of connections made while it runs, and else blocks them."""
+    identity = KeyPair.from_seed(b"t" * 32)
+    async with (
+        start_child(topic=TOPIC) as relay,
+        start_child() as other,
+        MeshHost(identity, [], limits=HostLimits(), on_stream=ignore) as host,
+    ):
+        await host.dial(relay.peer, relay.addresses)
+        async with Gossip(host, accepts=lambda _: True) as gossip:
+            await gossip.subscribe(TOPIC)
+            await relay.command(wait_for=1, publish=["welcome"])
+            with trio.fail_after(5):
+                assert (await gossip.receive()).data == b"welcome"
+        with trio.fail_after(3):
+            await host.dial(other.peer, other.addresses)
+
+
 async def test_the_oldest_messages_give_way_when_nobody_receives():
     identity = KeyPair.from_seed(b"t" * 32)
     async with (

@@ -16,11 +16,11 @@ class HostLimits:
     connections_per_address_max: int = 512
     """Of those from one IP address: half, so that one machine cannot shut out everybody else."""
 
-    handshakes_max: int = 256
+    handshakes_max: int = 512
     """Accepted sockets that have not proved a peer id yet."""
 
-    handshakes_per_address_max: int = 96
-    """Of those from one IP address. More than a house behind one router ever opens at once."""
+    handshakes_per_address_max: int = 256
+    """Of those from one IP address: what a rack behind one router opens when a relay comes back."""
 
     handshake_seconds_max: float = 5.0
     """From accept to the end of Noise and Yamux negotiation; it takes 10 ms on a quiet machine."""
@@ -55,6 +55,16 @@ SEND_BUFFER_BYTES_MAX: Final = 256 * 1024
 
 UNSENT_REPLIES_MAX: Final = 256
 """Answers to pings and refused streams that wait for a peer which does not read: then goodbye."""
+
+STREAM_OPENINGS_PER_SECOND_MAX: Final = 100
+"""Per connection. Each costs a task and a negotiation, even if it is reset at once."""
+
+PINGS_PER_SECOND_MAX: Final = 100
+"""Per connection. Other implementations send one in thirty seconds."""
+
+EMPTY_FRAMES_PER_SECOND_MAX: Final = 50_000
+"""Per connection: frames without payload, window updates above all. libp2p's own Yamux sends one
+for nearly every read, which comes to 10,000."""
 
 SEND_WINDOW_BYTES_MAX: Final = 1 << 31
 """More credit than this is nobody's honest window."""

@@ -15,7 +15,7 @@ import trio
 
 from aimo_node.domain.ids import PeerId
 from aimo_node.mesh.fixes.library import BasicHost
-from aimo_node.mesh.fixes.pubsub_library import ID, GossipSub, Message, Pubsub
+from aimo_node.mesh.fixes.pubsub_library import ID, GossipSub, Message, Pubsub, PubsubNotifee
 
 log = structlog.get_logger()
 
@@ -57,6 +57,18 @@ class SturdyPubsub(Pubsub):  # type: ignore[misc]
 
         self.manager.run_task = run_task
         await super().run()
+
+    def greet(self, peer_id: ID) -> None:
+        """Take up a peer that was connected before this service ran."""
+        self.manager.run_task(self._handle_new_peer_with_retry, peer_id)
+
+    def detach(self) -> None:
+        """Leave the host: it tells this service of no more connections and streams."""
+        network = self.host.get_network()
+        for notifee in [one for one in network.notifees if isinstance(one, PubsubNotifee)]:
+            network.remove_notifee(notifee)
+        for protocol in self.protocols:
+            self.host.remove_stream_handler(protocol)
 
     async def continuously_read_stream(self, stream: Any) -> None:  # noqa: ANN401
         """Read RPCs from an admitted peer until the stream ends or one of them is malformed."""

@@ -14,6 +14,7 @@ with lean_imports():
     from libp2p.pubsub.gossipsub import GossipSub
     from libp2p.pubsub.pb.rpc_pb2 import RPC, Message
     from libp2p.pubsub.pubsub import Pubsub
+    from libp2p.pubsub.pubsub_notifee import PubsubNotifee
     from libp2p.tools.anyio_service import background_trio_service
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "GossipSub",
     "Message",
     "Pubsub",
+    "PubsubNotifee",
     "background_trio_service",
 ]

@@ -18,8 +18,9 @@ import trio
 from aimo_node.mesh.fixes.library import ConnectionClosedError, TrioTCPStream
 
 _HANDSHAKE_READ_BYTES: Final = 16 * 1024
-_BURST_BYTES: Final = 256 * 1024
-"""One read takes at most this much; four full Noise messages."""
+_BURST_BYTES: Final = 64 * 1024
+"""One read takes at most this much, a full Noise message. Then the others have their turn: so
+many bytes of the smallest frames take 10 ms."""
 
 
 class _BurstBuffer(threading.local):

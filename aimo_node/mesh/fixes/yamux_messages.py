@@ -15,6 +15,7 @@ import structlog
 import trio
 
 from aimo_node.mesh.fixes import yamux_frames as frames
+from aimo_node.mesh.fixes.frame_rates import FrameRates
 from aimo_node.mesh.fixes.library import ID, IMuxedConn, MuxedConnUnavailable, MuxedStreamError
 from aimo_node.mesh.fixes.limits import UNREAD_BYTES_MAX, UNSENT_REPLIES_MAX, HostLimits
 from aimo_node.mesh.fixes.noise_messages import BrokenSeal, take_over_ciphers
@@ -67,6 +68,7 @@ class YamuxConnection(IMuxedConn):  # type: ignore[misc]
         )
         self._unread_bytes = 0
         self._unsent_replies = 0
+        self._rates = FrameRates()
         self._partial = b""
         self._body_left = 0
         self._body_flags = 0
@@ -237,8 +239,7 @@ class YamuxConnection(IMuxedConn):  # type: ignore[misc]
             elif kind == frames.WINDOW_UPDATE:
                 self._update_window(flags, stream_id, length)
             elif kind == frames.PING:
-                if flags & frames.SYN:
-                    self._reply(frames.pong(length))
+                self._answer_ping(flags, length)
             elif kind == frames.GO_AWAY:
                 raise trio.ClosedResourceError("the peer closed the connection")
             else:
@@ -246,7 +247,15 @@ class YamuxConnection(IMuxedConn):  # type: ignore[misc]
         if position < end:
             self._partial = data[position:]
 
+    def _answer_ping(self, flags: int, value: int) -> None:
+        if not self._rates.note_ping(trio.current_time()):
+            raise YamuxViolation("too many pings")
+        if flags & frames.SYN:
+            self._reply(frames.pong(value))
+
     def _begin_body(self, flags: int, stream_id: int, length: int) -> None:
+        if not length:
+            self._count_empty()
         if flags & frames.SYN:
             self._open_for_peer(stream_id)
         stream = self._streams.get(stream_id)
@@ -275,6 +284,7 @@ class YamuxConnection(IMuxedConn):  # type: ignore[misc]
         return stop
 
     def _update_window(self, flags: int, stream_id: int, credit: int) -> None:
+        self._count_empty()
         if flags & frames.SYN:
             self._open_for_peer(stream_id)
         stream = self._streams.get(stream_id)
@@ -285,6 +295,8 @@ class YamuxConnection(IMuxedConn):  # type: ignore[misc]
         self._end_for_peer(stream, flags)
 
     def _open_for_peer(self, stream_id: int) -> None:
+        if not self._rates.note_opening(trio.current_time()):
+            raise YamuxViolation("opens too many streams")
         is_theirs = stream_id % 2 == (0 if self._is_initiator else 1)
         if not is_theirs or stream_id == 0 or stream_id in self._streams:
             raise YamuxViolation(f"stream {stream_id} is not the peer's to open")
@@ -299,6 +311,10 @@ class YamuxConnection(IMuxedConn):  # type: ignore[misc]
             self._arrivals.send_nowait(stream)
         except trio.WouldBlock:
             stream.reset_now()
+
+    def _count_empty(self) -> None:
+        if not self._rates.note_empty(trio.current_time()):
+            raise YamuxViolation("too many frames without payload")
 
     def _end_for_peer(self, stream: YamuxStream, flags: int) -> None:
         if flags & frames.RST:
