@@ -139,6 +139,22 @@ def test_a_request_that_ends_stops_its_upload() -> None:
     assert ends.is_clean()
 
 
+@pytest.mark.parametrize("failed", [True, False])
+def test_what_waits_of_an_upload_is_not_sent_after_the_end_of_its_request(failed: bool) -> None:
+    ends = TwoEnds()
+    rid = ends.open(1, EIGHT_MEBIBYTES)
+    ends.settle()
+    ends.provider.answering.accept(rid, b"", 0)
+    ends.to_edge()
+    assert ends.edge.has_output
+    if failed:
+        ends.provider.answering.fail(rid, Overloaded("no"))
+    else:
+        ends.provider.answering.finish(rid, Finish(FinishReason.STOP, Usage()))
+    ends.to_edge()
+    assert not ends.edge.has_output
+
+
 @pytest.mark.parametrize(
     "frames",
     [
