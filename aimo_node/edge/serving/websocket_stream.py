@@ -106,9 +106,6 @@ class WebSocketStream(WSStream):  # type: ignore[misc] # Hypercorn is not follow
         except FrameTooLargeError:
             await self._fail(CloseReason.MESSAGE_TOO_BIG)
             return False
-        except (TypeError, ValueError):  # a continuation of the other kind
-            await self._fail(CloseReason.PROTOCOL_ERROR)
-            return False
         if piece.message_finished:
             await self.app_put(self.buffer.to_message())
             self.buffer.clear()
