@@ -33,6 +33,18 @@ def process_wide_logging_is_put_back() -> Iterator[None]:
     structlog.reset_defaults()
 
 
+@pytest.fixture(autouse=True)
+def libp2p_logs_as_it_was_shipped() -> Iterator[None]:
+    """The mesh silences libp2p's logger when it is imported, which another test may have done."""
+    logger = logging.getLogger("libp2p")
+    before = (logger.level, logger.propagate, logger.handlers[:])
+    logger.setLevel(logging.NOTSET)
+    logger.propagate, logger.handlers[:] = True, []
+    yield
+    logger.setLevel(before[0])
+    logger.propagate, logger.handlers[:] = before[1], before[2]
+
+
 def configured(level: LogLevel = "info", log_format: LogFormat = "json") -> io.StringIO:
     stream = io.StringIO()
     configure_logging(level, log_format, stream=stream)
