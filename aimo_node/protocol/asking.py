@@ -34,7 +34,7 @@ from aimo_node.protocol.frames import (
     UsageCount,
     clamp_unsigned32,
 )
-from aimo_node.protocol.outgoing import Assembly, OutgoingRequest
+from aimo_node.protocol.outgoing import Assembly, BodyPieces, OutgoingRequest
 from aimo_node.protocol.scheduling import Outbox
 from aimo_node.protocol.states import RequestInput, RequestState
 
@@ -157,8 +157,7 @@ class Asking:
         state.step(RequestInput.ACCEPTED)
         events.append(frame)
         if state.upload is not None:
-            state.upload.credit.add(limits.CREDIT_INITIAL_BYTES)
-            self._upload(RequestId(frame.request_id), state)
+            self._upload(RequestId(frame.request_id), state.upload, limits.CREDIT_INITIAL_BYTES)
 
     def on_credit(self, frame: Credit) -> bool:
         """More of an upload may go; False if the id is none of ours."""
@@ -170,14 +169,13 @@ class Asking:
             raise RemoteProtocolError("credit for a request that uploads nothing yet")
         if self._outbox.congested:
             raise RemoteProtocolError("grants credit, but does not read", CloseCode.CreditExceeded)
-        state.upload.credit.add(frame.credit_bytes)
-        self._upload(request_id, state)
+        self._upload(request_id, state.upload, frame.credit_bytes)
         return True
 
-    def _upload(self, request_id: RequestId, state: OutgoingRequest) -> None:
-        if state.upload is not None:
-            for piece in state.upload.ready(request_id):
-                self._outbox.put(request_id, piece)
+    def _upload(self, request_id: RequestId, upload: BodyPieces, credit_bytes: int) -> None:
+        upload.credit.add(credit_bytes)
+        for piece in upload.ready(request_id):
+            self._outbox.put(request_id, piece)
 
     def on_response(self, frame: Response, events: list[Event]) -> None:
         """A whole answer, or its head."""

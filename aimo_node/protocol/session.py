@@ -280,8 +280,6 @@ class Session:
         events.append(LinkClosed(code, frame.message, by_peer=True))
 
     def _close(self, code: CloseCode, message: str, events: list[Event]) -> None:
-        if self.state is LinkState.CLOSED:
-            raise LocalProtocolError("closed twice")
         self._end()
         text = message[: limits.MESSAGE_CHARS_MAX]
         self._outbox.put_control(codec.encode(GoAway(int(code), text)))

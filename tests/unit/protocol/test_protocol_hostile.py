@@ -100,6 +100,9 @@ def test_a_provider_that_grants_credit_and_never_reads_is_cut_off() -> None:
             grant = limits.CREDIT_WINDOW_BYTES_MAX - upload.credit.left
             played.hears(Credit(rid, grant, 0))
     assert queued(played) < limits.OUTBOX_BYTES_MAX + 2 * limits.CREDIT_WINDOW_BYTES_MAX
+    (event,) = played.hears(Credit(request_id(number - 1), 1, 0))
+    assert isinstance(event, LinkClosed)
+    assert event.close_code is CloseCode.CreditExceeded
 
 
 def test_a_peer_that_opens_and_cancels_for_ever_leaves_nothing() -> None:

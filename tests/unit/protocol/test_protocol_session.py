@@ -196,6 +196,14 @@ def test_silence_is_pinged_then_suspect_then_dead() -> None:
     assert session.handle_deadline(99.0) == []
 
 
+def test_a_deadline_that_comes_early_does_nothing() -> None:
+    played = Played()
+    played.hears(Pong(7), now=1.0)
+    assert played.session.handle_deadline(1.5) == []
+    assert played.says() == []
+    assert played.session.next_deadline() == 2.5
+
+
 def test_a_suspect_peer_recovers_when_heard() -> None:
     played = Played()
     played.session.handle_deadline(5.0)

@@ -268,6 +268,18 @@ def test_large_answers_are_bounded_by_their_declared_size() -> None:
     assert is_clean(played.session)
 
 
+def test_an_upload_in_small_pieces_gets_credit_for_half_a_window_at_a_time() -> None:
+    played = Played()
+    played.hears(upload(1, 20_000))
+    played.session.answering.accept(request_id(1), b"", 0)
+    played.says()
+    credit: list[Credit] = []
+    for offset in range(0, 20_000, 1_000):
+        played.hears(piece(offset, 1_000, last=offset == 19_000))
+        credit += [frame for frame in played.says() if isinstance(frame, Credit)]
+    assert [frame.credit_bytes for frame in credit] == [8 * 1_032, 8 * 1_032]
+
+
 def test_an_upload_is_let_go_of_once_it_is_sent() -> None:
     """A long answer must not keep the prompt in memory a second time."""
     ends = TwoEnds()
