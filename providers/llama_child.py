@@ -73,7 +73,6 @@ class LlamaChild:
         plan = self.plan
         self._socket = await claim_socket(plan.state_folder, self.name)
         self.upstream = UnixUpstream(self._socket)
-        self.slots.forget()
         if self._log is None:
             self._log = BoundedLog(plan.state_folder / "llama.log")
         self._log.begin(f"llama.cpp for {plan.name}")

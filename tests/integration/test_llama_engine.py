@@ -278,8 +278,12 @@ async def test_child_dies_with_its_node_even_while_it_holds_pythons_lock():
     finally:
         parent.kill()
         parent.wait()
-    await eventually(lambda: not is_alive(child.pid), "the child is gone")
-    await eventually(lambda: not is_alive(grandchild), "and what it had started")
+    try:
+        await eventually(lambda: not is_alive(child.pid), "the child is gone")
+        await eventually(lambda: not is_alive(grandchild), "and what it had started")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
 
 
 async def test_run_cancelled_at_any_moment_leaves_nothing(folder):
