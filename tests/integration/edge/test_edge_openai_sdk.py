@@ -16,7 +16,9 @@ from aimo_node.testing.fake_door import FAKE_PEER, Pause, words
 
 # the SDK was written for asyncio, which closes forgotten generators without a word; trio warns
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:Async generator '(httpx2|httpcore2|openai)\\.:ResourceWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:Async generator '(httpx2|httpcore2|openai)\\.:ResourceWarning"
+    ),
     pytest.mark.filterwarnings(
         "ignore:Exception ignored in.*(Response|PoolByteStream|AsyncStream|SSE|Connection)"
         ":pytest.PytestUnraisableExceptionWarning"
@@ -157,7 +159,11 @@ async def test_models_are_listed_and_retrieved(client):
 @pytest.mark.parametrize(
     ("refusal", "raised", "code"),
     [
-        (ContextLengthExceeded("Too long.", param="messages"), openai.BadRequestError, "context_length_exceeded"),
+        (
+            ContextLengthExceeded("Too long.", param="messages"),
+            openai.BadRequestError,
+            "context_length_exceeded",
+        ),
         (Overloaded("Busy."), openai.InternalServerError, "overloaded"),
     ],
 )
@@ -192,9 +198,9 @@ async def test_break_in_mid_stream_raises_after_what_was_said(edge, async_client
         model="fake", messages=MESSAGES, stream=True
     )
     said = []
-    with pytest.raises(openai.APIError, match="The provider was lost") as caught:
+    with pytest.raises(openai.APIError, match="The provider was lost") as caught:  # noqa: PT012
         async for chunk in stream:
-            said.append(chunk.choices[0].delta.content)
+            said.append(chunk.choices[0].delta.content)  # noqa: PERF401 (kept when it raises)
     assert said == ["Hel", "lo"]
     assert caught.value.code == "stream_interrupted"
 
@@ -250,13 +256,15 @@ async def test_sdk_retries_while_the_node_is_busy(edge):
     async def recover():
         with trio.fail_after(10):
             while not edge.door.requests:
-                await trio.sleep(0.01)
+                await trio.sleep(0.01)  # noqa: ASYNC110 (what a socket brings has no event)
         edge.door.refusal = None
 
-    async with openai.AsyncOpenAI(base_url=f"{edge.url}/v1", api_key="none") as client:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(recover)
-            completion = await client.chat.completions.create(model="fake", messages=MESSAGES)
+    async with (
+        openai.AsyncOpenAI(base_url=f"{edge.url}/v1", api_key="none") as client,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(recover)
+        completion = await client.chat.completions.create(model="fake", messages=MESSAGES)
     assert completion.choices[0].message.content == "Hello there"
     assert len(edge.door.requests) == 2
 

@@ -98,9 +98,9 @@ async def test_several_requests_run_at_a_time(edge, socket):
         pauses[json.loads(request.body)["user"]],
         *words(f"for {json.loads(request.body)['user']}"),
     ]
-    for name in pauses:
+    for name, pause in pauses.items():
         await socket.ask(name, user=name)
-        await pauses[name].reached.wait()
+        await pause.reached.wait()
     for name in ("c", "a", "b"):
         pauses[name].over.set()
         *chunks, end = await socket.receive_to_end(name)
@@ -253,7 +253,8 @@ async def test_consumer_that_leaves_stops_all_its_requests(edge):
 
 async def test_idle_socket_is_closed_and_a_busy_one_is_not(nursery):
     pause = Pause()
-    edge = await start_edge(nursery, FakeDoor([pause, [STOP]]), EdgeSettings(socket_idle_seconds=0.05))
+    settings = EdgeSettings(socket_idle_seconds=0.05)
+    edge = await start_edge(nursery, FakeDoor([pause, [STOP]]), settings)
     async with open_socket(edge) as socket:
         await socket.ask("a")
         await pause.reached.wait()
