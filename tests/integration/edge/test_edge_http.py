@@ -264,8 +264,8 @@ async def test_consumer_that_does_not_read_holds_up_no_drain_and_can_still_read_
             post("/v1/chat/completions", json.dumps({**CHAT, "stream": True}).encode())
         )
         with trio.fail_after(10):
-            while not edge.door.answers:
-                await trio.sleep(0.01)  # noqa: ASYNC110 (what a socket brings has no event)
+            while not edge.door.answers:  # noqa: ASYNC110 (what a socket brings has no event)
+                await trio.sleep(0.01)
             received = -1
             while received != edge.door.answers[0].received:  # until it stands still
                 received = edge.door.answers[0].received

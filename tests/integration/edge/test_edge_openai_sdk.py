@@ -255,8 +255,8 @@ async def test_sdk_retries_while_the_node_is_busy(edge):
 
     async def recover():
         with trio.fail_after(10):
-            while not edge.door.requests:
-                await trio.sleep(0.01)  # noqa: ASYNC110 (what a socket brings has no event)
+            while not edge.door.requests:  # noqa: ASYNC110 (what a socket brings has no event)
+                await trio.sleep(0.01)
         edge.door.refusal = None
 
     async with (
