@@ -80,9 +80,9 @@ def run_command(context: click.Context, roles: Role) -> int:
             join_file=Path(join_file) if join_file else None,
             watch_stdin=context.params["watch_stdin"],
         )
-        if launch.join_file is not None:
-            prepare_join_file(launch.join_file)
         with claim_folder(settings.node.state):
+            if launch.join_file is not None:
+                prepare_join_file(launch.join_file)
             from aimo_node.assembly.node import run_node
 
             return NodeRunner(settings, roles, launch).run(run_node)
