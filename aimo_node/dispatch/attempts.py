@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 import structlog
 import trio
@@ -27,6 +27,10 @@ from aimo_node.routing.policy import Candidate
 
 log = structlog.get_logger()
 
+OPEN_SECONDS_MAX: Final = 3.5
+"""For a link to one candidate: four of them fit into the 15 s for which an edge holds back the head
+of its response. A healthy dial takes milliseconds, one across a bad network two seconds."""
+
 
 class Attempter(Protocol):
     """What an answer needs from the dispatcher that made it."""
@@ -34,8 +38,14 @@ class Attempter(Protocol):
     async def open_exchange(self, peer: PeerId, answer: RoutedAnswer) -> Exchange:
         """Send the request to that provider."""
 
-    def attempt_ended(self, peer: PeerId, *, failed: bool) -> None:
-        """One provider is done with the request."""
+    def attempt_begun(self, peer: PeerId) -> None:
+        """The request goes to that provider."""
+
+    def attempt_ended(self, peer: PeerId, *, failed: bool | None) -> None:
+        """One provider is done with the request; `failed` is None if that says nothing of it."""
+
+    def answer_begun(self, answer: RoutedAnswer) -> None:
+        """The first part is here: no other provider will be tried."""
 
     def answer_ended(self, answer: RoutedAnswer) -> None:
         """The consumer is done with the answer."""
@@ -60,72 +70,112 @@ class RoutedAnswer:
         self.path = ""
         self.attempts = 0
         self.deadline = deadline
+        self.outcome = "cancelled"
+        """``ok``, ``cancelled`` or the name of the error the consumer heard."""
+        self._started_at = trio.current_time()
         self._candidates = list(candidates)
         self._attempter = attempter
         self._exchange: Exchange | None = None
-        self._started = False
-        self._ended = False
+        self._give_up_at = 0.0
+        self._attempting = False
+        self._begun = False
+        self._cancelled = False
 
     async def attempt(self) -> None:
         """Send the request to the next candidate that takes it.
 
+        Safe to cancel: called again, it goes on with the same candidate and what is left of its
+        time.
+
         Raises:
-            CodedError: nobody took it; the error of the last one.
+            CodedError: nobody took it; the error of the last one. RequestTimeout.
         """
-        last: CodedError = NetworkError("no provider could be reached")
-        while self._candidates:
-            candidate = self._candidates.pop(0)
-            self.provider = candidate.peer
-            self.attempts += 1
+        while self._exchange is None:
+            if not self._attempting:
+                self._next_candidate()
             try:
-                self._exchange = await self._attempter.open_exchange(candidate.peer, self)
+                self._exchange = await self._open()
             except TryElsewhere as error:
-                self._lost(error, open_too=False)
-                last = error
-                continue
-            self.path = self._exchange.path
-            return
-        raise last
+                self._lost(error)
+            except CodedError as error:
+                self._over(error)
+                raise
+        self.path = self._exchange.path
+
+    def _next_candidate(self) -> None:
+        candidate = self._candidates.pop(0)
+        self.provider = candidate.peer
+        self.attempts += 1
+        self._attempting = True
+        self._give_up_at = trio.current_time() + OPEN_SECONDS_MAX
+        self._attempter.attempt_begun(candidate.peer)
+        log.debug(
+            "request.routed",
+            request=self.request_id.hex(),
+            model=self.model,
+            provider=candidate.peer,
+            attempt=self.attempts,
+            reasons=candidate.reasons,
+            others=len(self._candidates),
+        )
+
+    async def _open(self) -> Exchange:
+        with trio.move_on_at(min(self._give_up_at, self.deadline)) as patience:
+            exchange = await self._attempter.open_exchange(self.provider, self)
+        if not patience.cancelled_caught:
+            return exchange
+        if trio.current_time() >= self.deadline:
+            raise RequestTimeout("the request's deadline has passed")
+        raise NetworkError(f"the provider could not be reached within {OPEN_SECONDS_MAX} s")
 
     async def receive(self, silence_seconds: float | None = None) -> Sequence[AnswerPart]:
         """See `dispatch.inference.Answer`."""
         silent_at = math.inf if silence_seconds is None else trio.current_time() + silence_seconds
+        until = min(silent_at, self.deadline)
         while True:
             exchange = self._exchange
             if exchange is None:
-                raise StreamInterrupted("the answer has ended")
-            try:
-                parts = await _receive_until(exchange, min(silent_at, self.deadline))
-            except TryElsewhere as error:
-                await self._recover(error)
-                continue
-            except CodedError:
-                self._release(failed=False)
-                raise
+                await self._reopen(until)
+                parts: Sequence[AnswerPart] = ()
+            else:
+                try:
+                    parts = await _receive_until(exchange, until)
+                except TryElsewhere as error:
+                    self._lost(error)
+                    continue
+                except CodedError as error:
+                    self._over(error)
+                    raise
             if parts:
-                self._started = True
-                if type(parts[-1]) is Finish:
-                    self._release(failed=False)
+                self._take(parts)
                 return parts
-            if trio.current_time() >= self.deadline:
-                self._release(failed=not self._started)
-                raise RequestTimeout("the request's deadline has passed")
-            return ()
+            now = trio.current_time()
+            if now >= self.deadline:
+                late = RequestTimeout("the request's deadline has passed")
+                self._over(late, failed=not self._begun)
+                raise late
+            if now >= silent_at:
+                return ()
 
-    async def _recover(self, error: TryElsewhere) -> None:
-        """Go on with the next candidate, or raise what the consumer has to hear."""
-        self._lost(error, open_too=True)
-        if self._started:
-            raise StreamInterrupted(f"the answer broke off: {error.message}") from error
-        if not self._candidates:
-            raise error
-        try:
+    async def _reopen(self, until: float) -> None:
+        if not (self._attempting or self._candidates):
+            raise StreamInterrupted("the answer has ended")
+        with trio.move_on_at(until):
             await self.attempt()
-        except TryElsewhere as last:
-            raise last from error
 
-    def _lost(self, error: TryElsewhere, *, open_too: bool) -> None:
-        log.info(
+    def _take(self, parts: Sequence[AnswerPart]) -> None:
+        if not self._begun:
+            self._begun = True
+            self._candidates.clear()
+            self._attempter.answer_begun(self)
+        if type(parts[-1]) is Finish:
+            self.outcome = "ok"
+            self._release(failed=False)
+
+    def _lost(self, error: TryElsewhere) -> None:
+        """Let the next candidate try, or raise what the consumer has to hear."""
+        is_fault = isinstance(error, NetworkError | EngineFailed)
+        (log.info if is_fault else log.debug)(
             "attempt.failed",
             request=self.request_id.hex(),
             provider=self.provider,
@@ -133,21 +183,46 @@ class RoutedAnswer:
             error=error.code.name,
             reason=error.message,
         )
-        if open_too:
-            self._release(failed=isinstance(error, NetworkError | EngineFailed))
+        if self._begun:
+            broken = StreamInterrupted(f"the answer broke off: {error.message}")
+            self._over(broken, failed=is_fault)
+            raise broken from error
+        if not self._candidates:
+            self._over(error, failed=is_fault)
+            raise error
+        self._release(failed=is_fault)
 
-    def _release(self, *, failed: bool) -> None:
+    def _over(self, error: CodedError, *, failed: bool = False) -> None:
+        self.outcome = error.code.name
+        self._candidates.clear()
+        self._release(failed=failed)
+
+    def _release(self, *, failed: bool | None) -> None:
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.cancel()
+        if self._attempting:
+            self._attempting = False
             self._attempter.attempt_ended(self.provider, failed=failed)
 
     def cancel(self) -> None:
         """The consumer left or has the whole answer; idempotent."""
-        if not self._ended:
-            self._ended = True
-            self._release(failed=False)
-            self._attempter.answer_ended(self)
+        if self._cancelled:
+            return
+        self._cancelled = True
+        self._candidates.clear()
+        self._release(failed=False if self._begun else None)
+        self._attempter.answer_ended(self)
+        log.debug(
+            "request.ended",
+            request=self.request_id.hex(),
+            model=self.model,
+            provider=self.provider,
+            path=self.path,
+            attempts=self.attempts,
+            outcome=self.outcome,
+            seconds=round(trio.current_time() - self._started_at, 3),
+        )
 
 
 async def _receive_until(exchange: Exchange, deadline: float) -> Sequence[AnswerPart]:

@@ -20,9 +20,9 @@ from aimo_node.errors import (
     CodedError,
     Draining,
     ModelNotFound,
-    NetworkError,
     Overloaded,
     ProviderNotFound,
+    StreamInterrupted,
 )
 from aimo_node.ports.peer_network import Exchange, OutgoingRequest, PeerNetwork
 from aimo_node.routing.policy import Decision, RouteRequest, choose
@@ -34,6 +34,8 @@ REQUESTS_MAX: Final = 4_096
 """Requests in flight at one edge: each may hold a window of answer and a consumer's socket."""
 ATTEMPTS_MAX: Final = 4
 """Candidates tried for one request: when four fail, a fifth would only add load."""
+BODIES_BYTES_MAX: Final = 256 * 1024 * 1024
+"""Bodies kept for the next candidate, until an answer begins."""
 EXPIRE_SECONDS: Final = 1.0
 
 
@@ -55,7 +57,9 @@ class Dispatcher:
         self.table = table
         self._network = network
         self._metrics = metrics
-        self._requests: dict[RoutedAnswer, InferenceRequest] = {}
+        self._requests: dict[RoutedAnswer, InferenceRequest | None] = {}
+        """Without the request once nobody else can be asked any more."""
+        self._bodies_bytes = 0
         self._draining = False
         self._idle = trio.Event()
 
@@ -80,6 +84,7 @@ class Dispatcher:
                 self._metrics.refused(error.code.name)
             raise
         self._requests[answer] = request
+        self._bodies_bytes += len(request.body)
         try:
             await answer.attempt()
         except BaseException:
@@ -90,7 +95,8 @@ class Dispatcher:
     def _admit(self, request: InferenceRequest) -> RoutedAnswer:
         if self._draining:
             raise Draining("this node is shutting down", retry_after_seconds=1)
-        if len(self._requests) >= REQUESTS_MAX:
+        too_large = self._bodies_bytes + len(request.body) > BODIES_BYTES_MAX
+        if too_large or len(self._requests) >= REQUESTS_MAX:
             raise Overloaded("this edge is at its limit", retry_after_seconds=1)
         pinned, model = split_pinned(request.model)
         route = RouteRequest(model, request.endpoint, request.provider or pinned)
@@ -113,6 +119,8 @@ class Dispatcher:
             CodedError: the peer cannot be reached or does not take it.
         """
         request = self._requests[answer]
+        if request is None:
+            raise StreamInterrupted("the answer has begun: nobody else can go on with it")
         left = answer.deadline - trio.current_time()
         outgoing = OutgoingRequest(
             request_id=RequestId(uuid.uuid4().bytes) if answer.attempts > 1 else answer.request_id,
@@ -122,23 +130,30 @@ class Dispatcher:
             deadline_ms=max(1, int(left * 1000)),
             public_id=request.consumer,
         )
+        return await self._network.open_exchange(peer, outgoing)
+
+    def attempt_begun(self, peer: PeerId) -> None:
+        """A request goes to a provider."""
         self.table.begun(peer)
         if self._metrics is not None:
             self._metrics.attempts_total += 1
-        try:
-            return await self._network.open_exchange(peer, outgoing)
-        except BaseException as error:
-            unreachable = isinstance(error, NetworkError)
-            self.table.ended(peer, failed=unreachable, now=trio.current_time())
-            raise
 
-    def attempt_ended(self, peer: PeerId, *, failed: bool) -> None:
-        """A provider is done with a request; `failed` through its own fault."""
+    def attempt_ended(self, peer: PeerId, *, failed: bool | None) -> None:
+        """A provider is done with a request; `failed` through its own fault, None: who knows."""
         self.table.ended(peer, failed=failed, now=trio.current_time())
+
+    def answer_begun(self, answer: RoutedAnswer) -> None:
+        """The first part is here: the body is not needed any more."""
+        request = self._requests[answer]
+        if request is not None:
+            self._requests[answer] = None
+            self._bodies_bytes -= len(request.body)
 
     def answer_ended(self, answer: RoutedAnswer) -> None:
         """The consumer is done with the answer."""
-        self._requests.pop(answer, None)
+        request = self._requests.pop(answer, None)
+        if request is not None:
+            self._bodies_bytes -= len(request.body)
         if not self._requests:
             self._idle.set()
 

@@ -180,14 +180,20 @@ class RoutingTable:
             entry.chosen = self._choices
             entry.rtt_seconds = rtt_seconds if rtt_seconds is not None else entry.rtt_seconds
 
-    def ended(self, peer: PeerId, *, failed: bool, now: float) -> None:
-        """A request to the provider ended; `failed` means through the provider's fault."""
+    def ended(self, peer: PeerId, *, failed: bool | None, now: float) -> None:
+        """A request to the provider ended; `failed` means through the provider's fault, None says
+        nothing of it.
+
+        What fails while a penalty lasts belongs to the same event: a thousand requests on one lost
+        link are one failure.
+        """
         entry = self._entries.get(peer)
         if entry is None:
             return
         entry.in_flight = max(0, entry.in_flight - 1)
-        if not failed:
+        if failed is False:
             entry.failures, entry.penalty_until = 0, 0.0
+        if not failed or now < entry.penalty_until:
             return
         entry.failures += 1
         penalty = PENALTY_SECONDS * 2 ** min(entry.failures - 1, 10)

@@ -138,16 +138,29 @@ def test_failures_are_held_against_a_provider_for_a_doubling_while() -> None:
     table.describe(RELAY, descriptor(), 1.0)
     entry = table.get(PEER)
     assert entry is not None
-    penalties = []
+    penalties, now = [], 10.0
     for _ in range(8):
         table.begun(PEER)
-        table.ended(PEER, failed=True, now=10.0)
-        penalties.append(entry.penalty_until - 10.0)
+        table.ended(PEER, failed=True, now=now)
+        penalties.append(entry.penalty_until - now)
+        now = entry.penalty_until
     assert penalties[:4] == [2.0, 4.0, 8.0, 16.0]
     assert max(penalties) == table_module.PENALTY_SECONDS_MAX
     table.ended(PEER, failed=False, now=11.0)
     assert entry.penalty_until == 0.0
     assert entry.in_flight == 0
+
+
+def test_a_lost_link_counts_once_however_many_requests_ran_on_it() -> None:
+    table = RoutingTable()
+    table.describe(RELAY, descriptor(), 1.0)
+    for _ in range(1000):
+        table.begun(PEER)
+    for number in range(1000):
+        table.ended(PEER, failed=True, now=10.0 + number / 1000)
+    entry = table.get(PEER)
+    assert entry is not None
+    assert entry.penalty_until == 10.0 + table_module.PENALTY_SECONDS
 
 
 def test_the_table_is_bounded(monkeypatch) -> None:
