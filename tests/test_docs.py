@@ -369,3 +369,18 @@ def test_an_example_runs_and_gets_a_real_answer(example: Path, edge_url: str) ->
     )
     assert done.returncode == 0, done.stderr
     assert "7" in done.stdout
+
+
+def test_the_engine_of_the_guide_passes_the_suite() -> None:
+    """As its reader runs it: pytest on the folder, with the engine where Python finds it."""
+    folder = DOCS / "examples" / "parrot"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(folder)))},
+    )
+    assert done.returncode == 0, done.stdout
