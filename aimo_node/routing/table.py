@@ -5,6 +5,7 @@ Pure: `now` is an argument, in seconds of any steady clock. Owned by one task.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -18,6 +19,8 @@ RESTART_SECONDS: Final = 6.0
 """A provider notices within a second that its relay is back, and backs off at most five."""
 PROVIDERS_MAX: Final = 20_000
 """What a table may hold; more than any mesh we route in today."""
+PROVIDERS_PER_SOURCE_MAX: Final = 10_000
+"""What one relay may fill of it, as many as a relay keeps: the others still find room."""
 PENALTY_SECONDS: Final = 2.0
 PENALTY_SECONDS_MAX: Final = 60.0
 """A provider that failed is tried last for a while that doubles with each failure in a row."""
@@ -67,6 +70,8 @@ class RoutingTable:
     def __init__(self) -> None:
         self._entries: dict[PeerId, ProviderEntry] = {}
         self._by_model: dict[ModelName, set[PeerId]] = {}
+        self._reported: Counter[PeerId] = Counter()
+        """How many providers each source reports."""
         self._choices = 0
 
     def __len__(self) -> int:
@@ -96,12 +101,13 @@ class RoutingTable:
         """`source` says what a provider offers; False if that is old news or the table is full."""
         entry = self._entries.get(descriptor.peer)
         if entry is None:
-            if len(self._entries) >= PROVIDERS_MAX:
+            from_source = self._reported[source]
+            if len(self._entries) >= PROVIDERS_MAX or from_source >= PROVIDERS_PER_SOURCE_MAX:
                 return False
             entry = self._entries[descriptor.peer] = ProviderEntry(descriptor.peer, descriptor)
         elif _version(descriptor) < _version(entry.descriptor):
             return False
-        entry.heard[source] = now
+        self._hear(entry, source, now)
         if entry.descriptor.incarnation != descriptor.incarnation:
             entry.status = None
             entry.draining = False
@@ -117,7 +123,7 @@ class RoutingTable:
         entry = self._entries.get(status.peer)
         if entry is None or status.incarnation < entry.descriptor.incarnation:
             return
-        entry.heard[source] = now
+        self._hear(entry, source, now)
         known = entry.status
         if known is None or (status.incarnation, status.seq) > (known.incarnation, known.seq):
             entry.status = status
@@ -125,8 +131,10 @@ class RoutingTable:
     def forget(self, source: PeerId, peer: PeerId) -> None:
         """`source` says a provider has gone; it stays while somebody else still reports it."""
         entry = self._entries.get(peer)
-        if entry is not None and entry.heard.pop(source, None) is not None and not entry.heard:
-            self._remove(entry)
+        if entry is not None and source in entry.heard:
+            self._unhear(entry, source)
+            if not entry.heard:
+                self._remove(entry)
 
     def restart(self, source: PeerId, now: float) -> None:
         """`source` starts anew: what it does not repeat within `RESTART_SECONDS` is forgotten.
@@ -145,7 +153,7 @@ class RoutingTable:
             for source, heard in list(entry.heard.items()):
                 linked = source == entry.peer and entry.linked
                 if not linked and now - heard > STATUS_SECONDS_MAX:
-                    del entry.heard[source]
+                    self._unhear(entry, source)
             if not entry.heard:
                 self._remove(entry)
                 gone.append(entry.peer)
@@ -156,13 +164,13 @@ class RoutingTable:
         entry = self._entries.get(peer)
         if entry is not None:
             entry.linked, entry.suspect, entry.draining, entry.path = True, False, False, path
-            entry.heard[peer] = now
+            self._hear(entry, peer, now)
 
     def unlinked(self, peer: PeerId) -> None:
         """The link to the provider is gone; relays may still report it."""
         entry = self._entries.get(peer)
         if entry is not None:
-            entry.linked, entry.suspect, entry.path = False, False, ""
+            entry.linked, entry.suspect, entry.draining, entry.path = False, False, False, ""
             self.forget(peer, peer)
 
     def link_state(self, peer: PeerId, *, suspect: bool, draining: bool) -> None:
@@ -198,6 +206,17 @@ class RoutingTable:
         entry.failures += 1
         penalty = PENALTY_SECONDS * 2 ** min(entry.failures - 1, 10)
         entry.penalty_until = now + min(penalty, PENALTY_SECONDS_MAX)
+
+    def _hear(self, entry: ProviderEntry, source: PeerId, now: float) -> None:
+        if source not in entry.heard:
+            self._reported[source] += 1
+        entry.heard[source] = now
+
+    def _unhear(self, entry: ProviderEntry, source: PeerId) -> None:
+        del entry.heard[source]
+        self._reported[source] -= 1
+        if not self._reported[source]:
+            del self._reported[source]
 
     def _unlist(self, entry: ProviderEntry) -> None:
         for model in entry.descriptor.models:

@@ -168,3 +168,26 @@ def test_the_table_is_bounded(monkeypatch) -> None:
     table = RoutingTable()
     added = [table.describe(RELAY, descriptor(PeerId(f"p{n}")), 1.0) for n in range(3)]
     assert added == [True, True, False]
+
+
+def test_one_relay_cannot_fill_the_table(monkeypatch) -> None:
+    monkeypatch.setattr(table_module, "PROVIDERS_PER_SOURCE_MAX", 2)
+    table = RoutingTable()
+    added = [table.describe(RELAY, descriptor(PeerId(f"p{n}")), 1.0) for n in range(3)]
+    assert added == [True, True, False]
+    assert table.describe(OTHER_RELAY, descriptor(), 1.0)
+    table.forget(RELAY, PeerId("p0"))
+    assert table.describe(RELAY, descriptor(PeerId("p2")), 1.0)
+
+
+def test_a_link_that_drained_says_nothing_about_the_next_one() -> None:
+    """A link may drain because another one replaced it; the provider is still there."""
+    table = RoutingTable()
+    table.describe(RELAY, descriptor(), 1.0)
+    table.linked(PEER, "direct", 1.0)
+    table.link_state(PEER, suspect=False, draining=True)
+    entry = table.get(PEER)
+    assert entry is not None
+    assert entry.health is Health.OFFLINE
+    table.unlinked(PEER)
+    assert entry.health is Health.HEALTHY
