@@ -297,9 +297,9 @@ def _integer(body: Mapping[str, Any], field: str) -> int | None:
     value = body.get(field)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= TOKENS_MAX:
-        raise InvalidRequest(f"{field} must be a whole number from 1 to {TOKENS_MAX}", param=field)
-    return value
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidRequest(f"{field} must be a whole number from 1", param=field)
+    return min(value, TOKENS_MAX)
 
 
 def _last_user_text(messages: list[Mapping[str, Any]]) -> str:

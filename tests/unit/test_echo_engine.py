@@ -11,10 +11,12 @@ import trio.testing
 
 from aimo_node.domain.answer import Usage
 from aimo_node.domain.ids import Endpoint, FinishReason, ModelName, RequestId
+from aimo_node.domain.models import Health
 from aimo_node.errors import ConfigError, EngineFailed, InvalidRequest
 from aimo_node.ports.engine import EngineRequest, EngineSettings
 from aimo_node.testing.recording_sink import RecordingSink
-from providers.engines.echo import create
+from providers.engines.echo import TOKENS_MAX, create
+from providers.registry import create_engine
 
 
 def request(text="say it", stream=True, **fields):
@@ -170,7 +172,7 @@ async def test_killed_engine_fails_what_is_running(tmp_path):
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": "5"}, "max_tokens"),
         ({"max_tokens": True}, "max_tokens"),
-        ({"max_completion_tokens": 10**9}, "max_completion_tokens"),
+        ({"max_completion_tokens": 1.5}, "max_completion_tokens"),
         ({"aimo": {"delay_ms": -1}}, "aimo.delay_ms"),
         ({"aimo": {"delay_ms": "fast"}}, "aimo.delay_ms"),
         ({"messages": "hello"}, "messages"),
@@ -191,3 +193,19 @@ async def test_served_name_is_what_is_offered(tmp_path):
 def test_unknown_arguments_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="--nonsense"):
         create(EngineSettings(tmp_path, "echo", engine_args=["--nonsense"]))
+
+
+async def test_endless_answers_are_cut(tmp_path):
+    async with running(tmp_path) as engine:
+        sink = await answer(engine, request(max_tokens=10**9, stream=False))
+    assert sink.end.usage.completion_tokens == TOKENS_MAX
+    assert sink.end.reason is FinishReason.LENGTH
+
+
+def test_engine_can_be_killed_outside_of_trio(tmp_path):
+    for name, model in (("echo", "echo"), ("llama", "tiny"), ("openai", "m")):
+        settings = EngineSettings(tmp_path, model, endpoint="http://127.0.0.1:9")
+        engine = create_engine(name, settings)
+        engine.kill()
+        engine.kill()
+        assert engine.health() is Health.OFFLINE
