@@ -243,6 +243,7 @@ class Node:
         if self._service is not None:
             with trio.move_on_at(grace_over):
                 await self._service.wait_idle()
+                await self._network.wait_idle()
         with trio.move_on_after(CLOSE_SECONDS):
             await self._network.close()
 

@@ -49,6 +49,8 @@ READS_PER_TURN: Final = 16
 """A read that finds data does not yield; after so many the other tasks get their turn."""
 CLOSE_SECONDS: Final = 1.0
 """How long the last GoAway may take."""
+LINGER_SECONDS: Final = 0.5
+"""How long the peer may take to hear it: many round trips."""
 
 
 class ByteStream(Protocol):
@@ -110,8 +112,11 @@ class Link:
         self.closed = trio.Event()
         self.settled = trio.Event()
         """Set once it is known whether the link opened."""
+        self.ended = trio.Event()
+        """Set once the last word is written and the stream is closed."""
         self.close_code = CloseCode.Normal
         self.close_message = ""
+        self._ended_by_peer = False
         self._observer = observer
         self._handler = handler
         self._exchanges: dict[RequestId, LinkExchange] = {}
@@ -151,6 +156,7 @@ class Link:
             self._end("the link was closed")
             with trio.CancelScope(shield=True), trio.move_on_after(CLOSE_SECONDS):
                 await self._say_goodbye()
+            self.ended.set()
 
     def open_exchange(self, request: OutgoingRequest) -> LinkExchange:
         """Send a request over this link.
@@ -271,18 +277,26 @@ class Link:
             await trio.sleep_until(min(session.next_deadline(), latest))
             self._handle(session.handle_deadline(trio.current_time()))
             if session.draining and not session.busy:
-                self.close(CloseCode.Draining, "drained")
+                self.close(CloseCode.Normal, "drained")
             self._output.wake()
 
     async def _say_goodbye(self) -> None:
         try:
-            data = self.session.take_output()
-            if data:
+            while data := self.session.take_output():
                 await self.stream.write(data)
+            if self.session.closed and not self._ended_by_peer:
+                await self._linger()
             await self.stream.close()
         except AimoError as error:
             log.debug("link.goodbye_lost", peer=self.peer, error=str(error))
             await self.stream.reset()
+
+    async def _linger(self) -> None:
+        """Read on until the peer has heard the GoAway and gone: a connection that is closed with
+        something unread is reset, and the reset takes along what the peer has not read yet."""
+        with trio.move_on_after(LINGER_SECONDS):
+            while await self.stream.read(READ_BYTES):
+                pass
 
     def _handle(self, events: list[Event]) -> None:
         exchanges = self._exchanges
@@ -310,6 +324,7 @@ class Link:
                 self._observer.link_opened(self)
             case LinkClosed():
                 self.close_code, self.close_message = event.close_code, event.message
+                self._ended_by_peer = event.by_peer
                 self._end(event.message)
             case PeerSuspect() | PeerRecovered() | PeerDraining():
                 self._observer.link_changed(self)

@@ -24,6 +24,8 @@ log = structlog.get_logger()
 
 OPEN_SECONDS: Final = limits.HELLO_SECONDS + 1.0
 """From an open stream to an accepted Hello; the session's own deadline comes first."""
+LOOK_SECONDS: Final = 0.02
+"""How often a drain looks whether the last bytes have gone: only at the end of a node's life."""
 ADDRESSES_PER_PEER_MAX: Final = limits.DESCRIPTOR_ADDRESSES_MAX
 PEERS_MAX: Final = 20_000
 """Peers whose addresses are remembered; as many as a routing table holds."""
@@ -136,12 +138,21 @@ class MeshNetwork:
         for link in self.links():
             link.drain()
 
+    async def wait_idle(self) -> None:
+        """Return when no request runs on any link and what they said has been handed on.
+
+        An answer can be complete long before its last bytes have left: they wait for credit.
+        """
+        while any(link.session.busy for link in self.links()):
+            await trio.sleep(LOOK_SECONDS)
+
     async def close(self) -> None:
         """End all links with a GoAway and wait until they have gone."""
-        for link in self.links():
+        links = list(self.links())
+        for link in links:
             link.close(CloseCode.Normal, "the node is shutting down")
-        for link in self.links():
-            await link.closed.wait()
+        for link in links:
+            await link.ended.wait()
 
     def statistics(self) -> NetworkStatistics:
         """A snapshot."""
