@@ -37,6 +37,7 @@ turn."""
 
 log = structlog.get_logger(__name__)
 
+_BEFORE_HEAD = frozenset({Phase.FRESH, Phase.IDLE})
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -121,14 +122,14 @@ class Http1Protocol:
             self._owner.enter(Phase.WEBSOCKET)
             await self._feed_websocket(self._stream, data)
             return
-        if self._stream is None and self._owner.phase is not Phase.HEAD:
-            self._owner.enter(Phase.HEAD)
         self._parser.receive_data(data)
         self._arrived_bytes += len(data)
         try:
             await self._parse()
         except h11.RemoteProtocolError as error:
             self.refuse(from_parser(error.error_status_hint))
+        if self._stream is None and self._owner.phase in _BEFORE_HEAD:
+            self._owner.enter(Phase.HEAD)
 
     async def _parse(self) -> None:
         """Takes from the parser what it has: a request's head, pieces of its body, its end."""
@@ -149,12 +150,14 @@ class Http1Protocol:
 
     def _deliver(self, pieces: list[bytes], *, is_last: bool) -> None:
         """Hands the application what one read brought of the body."""
-        inbox = self._owner.inbox
-        if inbox is None or not (pieces or is_last):
-            return
         self._is_received = is_last
         if is_last:
             self._owner.enter(Phase.ANSWER)
+        elif self._owner.phase is not Phase.BODY:
+            self._owner.enter(Phase.BODY)
+        inbox = self._owner.inbox
+        if inbox is None or not (pieces or is_last):
+            return
         inbox.put_nowait(
             {"type": "http.request", "body": b"".join(pieces), "more_body": not is_last}
         )
@@ -163,7 +166,8 @@ class Http1Protocol:
 
     async def _begin(self, request: h11.Request) -> bool:
         """Starts the application on a request; whether it may have a body to come."""
-        head = read_head(request, self._arrived_bytes, self._state.limits)
+        headers = list(request.headers)
+        head = read_head(request, headers, self._arrived_bytes, self._state.limits)
         if isinstance(head, Refusal):
             self.refuse(head)
             return False
@@ -179,7 +183,7 @@ class Http1Protocol:
             self._is_counted = True
         event = Request(
             stream_id=STREAM_ID,
-            headers=list(request.headers),
+            headers=headers,
             http_version=request.http_version.decode("ascii"),
             method=request.method.decode("ascii"),
             raw_path=head.target,
@@ -192,7 +196,6 @@ class Http1Protocol:
         return not head.is_websocket
 
     async def _begin_http(self, event: Request, answer: Answer) -> None:
-        self._owner.enter(Phase.BODY)
         self._stream = HttpStream(
             self._owner,
             self._state,

@@ -18,6 +18,9 @@ STREAM_ID = 1
 """HTTP/1.1 has one stream at a time."""
 
 
+_ANSWERING = ASGIHTTPState.RESPONSE  # a plain name: an enumeration is looked up by hash
+
+
 class HttpStream(HTTPStream):  # type: ignore[misc] # Hypercorn is not followed by the type checker
     """Hypercorn's stream, which describes the request to the application, with a short way for the
     answer.
@@ -67,7 +70,7 @@ class HttpStream(HTTPStream):  # type: ignore[misc] # Hypercorn is not followed 
             await checkpoint()
         elif message is None:
             self._on_failure()
-        elif message["type"] == "http.response.body" and self.state is ASGIHTTPState.RESPONSE:
+        elif message["type"] == "http.response.body" and self.state is _ANSWERING:
             if message.get("more_body", False):
                 if data := self._answer.body(message.get("body", b"")):
                     await self._write(data)

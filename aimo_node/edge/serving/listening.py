@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import socket
+import ssl
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 import trio
 
 from aimo_node.edge.serving.limits import HttpBinding
+from aimo_node.edge.serving.tls import server_context
 from aimo_node.edge.serving.transport import SEND_BUFFER_BYTES
 from aimo_node.errors import ConfigError
 
@@ -21,45 +24,91 @@ KEEPALIVE_INTERVAL_SECONDS = 10
 KEEPALIVE_PROBES = 3
 """A machine that vanished without a word is noticed after a minute, so its requests do not run on
 for hours."""
-OUT_OF_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-"""What `accept` raises until another connection is closed."""
 
 
-async def open_listeners(binding: HttpBinding, write_stall_seconds: float) -> list[socket.socket]:
-    """Binds and listens on every address the host stands for, all on the same port.
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """Open listening sockets, all on the same port.
+
+    Attributes:
+        tls: the context for what they accept, if it is to be TLS.
+        url: what a consumer on this machine has to type.
+    """
+
+    listeners: tuple[socket.socket, ...]
+    tls: ssl.SSLContext | None
+    url: str
+
+    def close(self) -> None:
+        """Accepts nothing more; who waits to accept is woken. Idempotent."""
+        for listener in self.listeners:
+            if listener.fileno() >= 0:
+                trio.lowlevel.notify_closing(listener.fileno())
+                listener.close()
+
+
+@contextlib.asynccontextmanager
+async def open_listening(
+    binding: HttpBinding, write_stall_seconds: float
+) -> AsyncIterator[Listening]:
+    """Binds and listens on every address the host stands for; closes at the end.
 
     Raises:
-        ConfigError: no such host, or the address is taken or not allowed.
+        ConfigError: the certificate cannot be used, there is no such host, or the address is taken
+            or not allowed.
     """
-    place = f"{binding.host}:{binding.port}"
+    tls = _tls_context(binding)
+    found = await _resolve(binding)
     listeners: list[socket.socket] = []
-    with contextlib.ExitStack() as opened:
-        try:
-            found = await trio.socket.getaddrinfo(
-                binding.host, binding.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-            )
-            port = binding.port
-            for family, _, _, _, address in found:
-                listener = opened.enter_context(socket.socket(family, socket.SOCK_STREAM))
-                _set_options(listener, family, write_stall_seconds)
-                listener.bind((address[0], port, *address[2:]))
-                listener.listen(BACKLOG)
-                listener.setblocking(False)  # noqa: FBT003 (the standard library's way)
-                port = listener.getsockname()[1]
-                listeners.append(listener)
-        except OSError as error:  # socket.gaierror is one
-            reason = error.strerror or str(error)
-            raise ConfigError(f"cannot listen on http {place}: {reason}") from error
-        opened.pop_all()
-    return listeners
+    port = binding.port
+    try:
+        for family, address in found:
+            listener = socket.socket(family, socket.SOCK_STREAM)
+            listeners.append(listener)
+            _set_options(listener, family, write_stall_seconds)
+            listener.bind((address[0], port, *address[2:]))
+            listener.listen(BACKLOG)
+            listener.setblocking(False)  # noqa: FBT003 (the standard library's way)
+            port = listener.getsockname()[1]
+    except OSError as error:
+        for listener in listeners:
+            listener.close()
+        raise _refused(binding, error) from error
+    listening = Listening(tuple(listeners), tls, _url_of(listeners[0], is_tls=tls is not None))
+    try:
+        yield listening
+    finally:
+        listening.close()
 
 
-def url_of(listener: socket.socket, *, is_tls: bool) -> str:
-    """What a consumer on this machine has to type."""
+def _url_of(listener: socket.socket, *, is_tls: bool) -> str:
     host, port = listener.getsockname()[:2]
     if listener.family == socket.AF_INET6:
         host = f"[{host}]"
     return f"{'https' if is_tls else 'http'}://{host}:{port}"
+
+
+async def _resolve(binding: HttpBinding) -> list[tuple[int, Any]]:
+    try:
+        found = await trio.socket.getaddrinfo(
+            binding.host, binding.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except OSError as error:  # socket.gaierror is one
+        raise _refused(binding, error) from error
+    return [(family, address) for family, _, _, _, address in found]
+
+
+def _refused(binding: HttpBinding, error: OSError) -> ConfigError:
+    reason = error.strerror or str(error)
+    return ConfigError(f"cannot listen on http {binding.host}:{binding.port}: {reason}")
+
+
+def _tls_context(binding: HttpBinding) -> ssl.SSLContext | None:
+    if binding.tls_cert is not None and binding.tls_key is not None:
+        return server_context(binding.tls_cert, binding.tls_key)
+    if binding.tls_cert is not None or binding.tls_key is not None:
+        raise ConfigError("TLS needs both a certificate and its key")
+    return None
 
 
 def _set_options(listener: socket.socket, family: int, write_stall_seconds: float) -> None:

@@ -22,6 +22,7 @@ from aimo_node.edge.serving.refusal import (
     body_too_large,
 )
 
+Headers = list[tuple[bytes, bytes]]
 _READ = frozenset({b"connection", b"content-length", b"host", b"transfer-encoding", b"upgrade"})
 _HOST = re.compile(rb"(?:[A-Za-z0-9._~-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _ABSOLUTE_TARGET = re.compile(rb"https?://([^/?#]*)(.*)", re.IGNORECASE)
@@ -39,20 +40,22 @@ class RequestHead:
 
 
 def read_head(
-    request: h11.Request, arrived_bytes: int, limits: HttpLimits
+    request: h11.Request, headers: Headers, arrived_bytes: int, limits: HttpLimits
 ) -> RequestHead | Refusal:
     """The facts of a head, or why the request is refused.
 
+    `headers` are those of the request, as a list (h11's own is slow to go through).
     `arrived_bytes` came until the head was complete: the head, and perhaps some of what follows.
     """
     if request.http_version not in {b"1.1", b"1.0"}:
         return UNKNOWN_VERSION
-    if len(request.headers) > limits.headers_max or (
-        arrived_bytes > limits.header_bytes_max and _size_of(request) > limits.header_bytes_max
+    if len(headers) > limits.headers_max or (
+        arrived_bytes > limits.header_bytes_max
+        and _size_of(request.target, headers) > limits.header_bytes_max
     ):
         return HEADERS_TOO_LARGE
     fields: dict[bytes, bytes] = {}
-    for name, value in request.headers:
+    for name, value in headers:
         if name in _READ:
             fields[name] = b"%b,%b" % (fields[name], value) if name in fields else value
     is_http10 = request.http_version == b"1.0"
@@ -76,9 +79,9 @@ def read_head(
     )
 
 
-def _size_of(request: h11.Request) -> int:
+def _size_of(target: bytes, headers: Headers) -> int:
     # h11 has a limit for incomplete heads only: what completes one may be as large again
-    return len(request.target) + sum(len(name) + len(value) for name, value in request.headers)
+    return len(target) + sum(len(name) + len(value) for name, value in headers)
 
 
 def _refuse_body(

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import ssl
 from typing import Protocol
 
 import structlog
 import trio
-from trio.lowlevel import checkpoint, notify_closing, wait_readable
 
-from aimo_node.edge.serving.connection import HttpConnection
+from aimo_node.edge.serving.accepting import accept_connections
 from aimo_node.edge.serving.hypercorn_parts import Application, require_hypercorn
 from aimo_node.edge.serving.lifespan import Lifespan
 from aimo_node.edge.serving.limits import HttpBinding, HttpLimits
-from aimo_node.edge.serving.listening import OUT_OF_FILES, open_listeners, url_of
-from aimo_node.edge.serving.refusal import NO_ROOM
+from aimo_node.edge.serving.listening import Listening, open_listening
 from aimo_node.edge.serving.state import ServingState
-from aimo_node.edge.serving.tls import server_context
-from aimo_node.edge.serving.transport import Transport
-from aimo_node.errors import ConfigError
 
 SWEEP_SECONDS = 0.25
 """How exact deadlines of seconds are kept; one sweep of 2,000 connections takes a fifth of a
@@ -31,13 +23,8 @@ LAST_ROOM_AFTER_SECONDS = 0.05
 """After the end of the grace period is announced: a few turns of the scheduler under load."""
 FAREWELL_SECONDS = 0.25
 """After the last answer: for consumers to read it before their connections are closed."""
-SHUTDOWN_SECONDS = 1.75
-"""After the grace period: when the application's shutdown hook is cut, so that all is over within
-two seconds."""
-SHUTDOWN_SECONDS_MIN = 0.25
-"""What the shutdown hook has in any case."""
-ACCEPTS_PER_CHECKPOINT = 32
-"""A flood of connects must not keep running streams waiting."""
+SHUTDOWN_SECONDS = 0.5
+"""For the application's shutdown hook: all is over within two seconds of the grace period."""
 
 log = structlog.get_logger(__name__)
 
@@ -92,33 +79,34 @@ class HttpServer:
             StartError: the application's start-up hook failed, or Hypercorn has another version.
         """
         require_hypercorn()
-        context = _tls_context(binding)
-        with contextlib.ExitStack() as listening:
-            listeners = await open_listeners(binding, limits.write_stall_seconds)
-            for listener in listeners:
-                listening.callback(_close, listener)
+        async with open_listening(binding, limits.write_stall_seconds) as listening:
             lifespan = Lifespan(app)
             async with trio.open_nursery() as background:
                 background.start_soon(lifespan.run)
                 if await lifespan.start():
                     state = ServingState(app, limits, lifespan.state)
                     background.start_soon(_sweep, state)
-                    async with trio.open_nursery() as connections:
-                        for listener in listeners:
-                            connections.start_soon(_accept, listener, context, state, connections)
-                        url = url_of(listeners[0], is_tls=context is not None)
-                        log.info("http.listening", url=url)
-                        task_status.started(url)
-                        await drain.wait()
-                        stop_at = trio.current_time() + grace_seconds + SHUTDOWN_SECONDS
-                        await self._drain(state, grace_seconds)
-                        listening.close()
-                        await _say_farewell(state)
-                        connections.cancel_scope.cancel()
-                    await lifespan.stop(max(SHUTDOWN_SECONDS_MIN, stop_at - trio.current_time()))
+                    log.info("http.listening", url=listening.url)
+                    task_status.started(listening.url)
+                    await self._serve_until(drain, listening, state, grace_seconds)
+                    await lifespan.stop(SHUTDOWN_SECONDS)
                 background.cancel_scope.cancel()
         lifespan.raise_failure()
-        log.info("http.stopped", url=url)
+        log.info("http.stopped", url=listening.url)
+
+    async def _serve_until(
+        self, drain: trio.Event, listening: Listening, state: ServingState, grace_seconds: float
+    ) -> None:
+        async with trio.open_nursery() as connections:
+            for listener in listening.listeners:
+                connections.start_soon(
+                    accept_connections, listener, listening.tls, state, connections
+                )
+            await drain.wait()
+            await self._drain(state, grace_seconds)
+            listening.close()
+            await _say_farewell(state)
+            connections.cancel_scope.cancel()
 
     async def _drain(self, state: ServingState, grace_seconds: float) -> None:
         """Returns when nothing runs any more, or nothing may."""
@@ -138,84 +126,6 @@ class HttpServer:
             connection.transport.widen_if_stalled()
         with trio.move_on_after(FINAL_WORDS_SECONDS):
             await state.all_done.wait()
-
-
-def _tls_context(binding: HttpBinding) -> ssl.SSLContext | None:
-    if binding.tls_cert is not None and binding.tls_key is not None:
-        return server_context(binding.tls_cert, binding.tls_key)
-    if binding.tls_cert is not None or binding.tls_key is not None:
-        raise ConfigError("TLS needs both a certificate and its key")
-    return None
-
-
-async def _accept(
-    listener: socket.socket,
-    context: ssl.SSLContext | None,
-    state: ServingState,
-    connections: trio.Nursery,
-) -> None:
-    """Takes connections until the listener is closed."""
-    server = listener.getsockname()[:2]
-    accepted_count = 0
-    while True:
-        try:
-            accepted, address = listener.accept()
-        except BlockingIOError:
-            try:
-                await wait_readable(listener.fileno())
-            except trio.ClosedResourceError:
-                return
-            continue
-        except OSError as error:
-            if listener.fileno() < 0:
-                return
-            if error.errno in OUT_OF_FILES:
-                _make_room(state)
-                await trio.sleep(SWEEP_SECONDS)
-            else:
-                await checkpoint()  # that consumer gave up already
-            continue
-        accepted_count += 1
-        if _admit(accepted, address[0], context, state):
-            connection = HttpConnection(
-                state,
-                Transport(accepted, context, state.limits.write_stall_seconds),
-                client=address[:2],
-                server=server,
-                is_tls=context is not None,
-            )
-            state.table.add(connection, address[0])
-            connections.start_soon(connection.run)
-        if not accepted_count % ACCEPTS_PER_CHECKPOINT:
-            await checkpoint()
-
-
-def _admit(
-    accepted: socket.socket, address: str, context: ssl.SSLContext | None, state: ServingState
-) -> bool:
-    """Makes room where it can; otherwise turns the newcomer away."""
-    has_room = state.table.has_room_for(address)
-    if has_room and state.table.is_full:
-        has_room = _make_room(state)
-        if not has_room and context is None:
-            with contextlib.suppress(OSError):
-                accepted.setblocking(False)  # noqa: FBT003 (the standard library's way)
-                accepted.send(NO_ROOM.encode())
-    if not has_room:
-        state.refused += 1
-        accepted.close()
-    return has_room
-
-
-def _make_room(state: ServingState) -> bool:
-    """Closes the connection that has waited longest without a request; False when all have one."""
-    oldest = state.table.waiting_longest()
-    if oldest is None:
-        return False
-    state.table.remove(oldest)
-    oldest.abort()
-    state.refused += 1
-    return True
 
 
 async def _sweep(state: ServingState) -> None:
@@ -244,9 +154,3 @@ async def _say_farewell(state: ServingState) -> None:
             await state.all_closed.wait()
     for connection in state.table:
         connection.abort()
-
-
-def _close(listener: socket.socket) -> None:
-    if listener.fileno() >= 0:
-        notify_closing(listener.fileno())
-        listener.close()
