@@ -105,10 +105,13 @@ def _add_catalogue_routes(app: EdgeApp, door: InferenceDoor, started: int) -> No
 
 
 def _add_inference_routes(app: EdgeApp, chat: ChatDesk) -> None:
-    async def chat_completions() -> Response:
-        scope: Any = request.scope
-        call = read_call(decode_object(await request.get_data()))
+    async def chat_directly(scope: Any, body: bytes) -> Response:  # noqa: ANN401 (ASGI)
+        call = read_call(decode_object(body))
         return await chat.respond(scope, call, scope[CONSUMER])
+
+    async def chat_completions() -> Response:
+        body: Any = await request.get_data()
+        return await chat_directly(request.scope, body)
 
     async def native_request(provider: str) -> Response:
         scope: Any = request.scope
@@ -121,6 +124,7 @@ def _add_inference_routes(app: EdgeApp, chat: ChatDesk) -> None:
         await StreamSocket(chat, asked, asked.scope[CONSUMER]).serve()
 
     app.add_url_rule("/v1/chat/completions", view_func=chat_completions, methods=["POST"])
+    app.direct_routes["POST", "/v1/chat/completions"] = chat_directly
     app.add_url_rule("/v1/request/<provider>", view_func=native_request, methods=["POST"])
     app.add_websocket("/v1/stream", view_func=stream_socket)
 

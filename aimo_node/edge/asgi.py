@@ -21,9 +21,9 @@ from quart_trio.asgi import TrioASGIHTTPConnection, TrioASGIWebsocketConnection
 
 from aimo_node.edge.event_stream import EventStream
 from aimo_node.edge.guard import Guard, too_large
-from aimo_node.edge.problem import Problem, problem_of
+from aimo_node.edge.problem import Problem, problem_of, respond_with
 from aimo_node.edge.settings import EdgeSettings
-from aimo_node.errors import CodedError
+from aimo_node.errors import CodedError, InternalError
 
 CONSUMER: Final = "aimo.consumer"
 """Where in the scope a route finds the consumer's name."""
@@ -39,6 +39,8 @@ connection, and the consumer may never see why it was refused."""
 FAREWELL_SECONDS: Final = 0.75
 """How long the last event of a cut stream may take; a consumer that does not read misses it."""
 
+DirectRoute: TypeAlias = Callable[[Any, bytes], Awaitable[Response]]
+"""Answers a request from its ASGI scope and body, without Quart's context and dispatch."""
 Receive: TypeAlias = Callable[[], Awaitable[Any]]
 Send: TypeAlias = Callable[[Any], Awaitable[None]]
 
@@ -50,6 +52,8 @@ class EdgeApp(QuartTrio):  # type: ignore[misc]
 
     def __init__(self, guard: Guard, settings: EdgeSettings) -> None:
         super().__init__(__name__, static_folder=None)
+        self.direct_routes: dict[tuple[str, str], DirectRoute] = {}
+        """By method and path: the hot route saves a third of a request's CPU this way."""
         self.guard = guard
         self.settings = settings
         self.asgi_http_class = HttpExchange
@@ -106,13 +110,27 @@ class HttpExchange(TrioASGIHTTPConnection):  # type: ignore[misc]
                 return b"".join(pieces)
 
     async def _answer(self, body: bytes, receive: Receive, send: Send) -> None:
-        request: Any = self._create_request_from_scope(send)
-        request.body.set_result(body)
+        scope: Any = self.scope
+        route = self.app.direct_routes.get((scope["method"], scope["path"]))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch, receive, nursery.cancel_scope)
-            response: Any = await self.app.handle_request(request)
+            if route is None:
+                request: Any = self._create_request_from_scope(send)
+                request.body.set_result(body)
+                response: Any = await self.app.handle_request(request)
+            else:
+                response = await self._answer_directly(route, body)
             await self._send(response, send)
             nursery.cancel_scope.cancel()
+
+    async def _answer_directly(self, route: DirectRoute, body: bytes) -> Response:
+        try:
+            return await route(self.scope, body)
+        except CodedError as error:
+            return respond_with(problem_of(error))
+        except Exception:  # the root of a request: its consumer hears of a bug
+            log.exception("request.crashed")
+            return respond_with(problem_of(InternalError("The node failed; its log says why.")))
 
     async def _watch(self, receive: Receive, scope: trio.CancelScope) -> None:
         """Cancel the answer when the consumer leaves, but never the end of a response.
