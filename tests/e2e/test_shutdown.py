@@ -166,20 +166,26 @@ async def test_control_c_drains_and_exits_with_130(shared, guests):
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 1)], ids=["ctrl-c", "sigterm"]
 )
 async def test_second_signal_ends_at_once(shared, guests, number, code):
+    """Each in its turn, since a node that loses its last stream ends in good order."""
     provider = guests.provider("stubborn", *STEADY, "--grace", "60")
     edge = await own_edge(shared, guests, "--grace", "60")
     await until_known(edge, provider)
-    async with open_stream(edge.port, chat("stubborn")) as stream:
+    async with open_stream(edge.port, chat("echo", max_tokens=10_000, delay_ms=20)) as stream:
         await stream.read_until_text()
-        for node in (edge, provider):
-            node.signal(number)
+        edge.signal(number)
         await eventually(lambda: is_unready(edge), 3, "the edge does not drain", edge)
-        assert edge.is_alive
+        assert edge.is_alive, "the first signal waits for the stream"
+        edge.signal(number)
+        assert await edge.exit_code(PROMPT_EXIT_SECONDS) == code
+    await until_known(shared.edge, provider)
+    async with open_stream(shared.port, chat("stubborn")) as stream:
+        await stream.read_until_text()
+        provider.signal(number)
+        await until_unknown(shared.edge, provider.peer_id, seconds=3)
         assert provider.is_alive, "the first signal waits for the stream"
-        for node in (edge, provider):
-            node.signal(number)
-        for node in (edge, provider):
-            assert await node.exit_code(PROMPT_EXIT_SECONDS) == code
+        provider.signal(number)
+        assert await provider.exit_code(PROMPT_EXIT_SECONDS) == code
+    await until_idle(shared.provider)
 
 
 async def test_node_ends_with_whoever_holds_its_stdin(shared, guests):
