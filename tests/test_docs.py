@@ -272,6 +272,8 @@ def test_command_lines_are_accepted(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Flags and values both; files that they name need not be there."""
+    for variable in [name for name in os.environ if name.startswith("AIMO_")]:
+        monkeypatch.delenv(variable)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
