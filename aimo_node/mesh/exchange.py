@@ -54,7 +54,9 @@ class Parking:
         return self._task is not None
 
     async def wait(self) -> None:
-        """Sleep until `wake`. Only one task may wait."""
+        """Sleep until `wake`. Only one task may wait: a second one gets a BusyResourceError."""
+        if self._task is not None:
+            raise trio.BusyResourceError("another task waits here")
         self._task = current_task()
         await wait_task_rescheduled(self._abort)
 
@@ -110,8 +112,10 @@ class LinkExchange:
         return parts
 
     def cancel(self) -> None:
-        """Stop the request at the provider."""
+        """Stop the request at the provider; a task that waits in `receive` hears of it."""
         self._link.cancel(self.request_id)
+        if self._error is None:
+            self.fail(RequestCancelled("the request was cancelled"))
 
 
 class ServedRequest:

@@ -276,7 +276,7 @@ class Link:
             latest = trio.current_time() + limits.PING_SECONDS
             await trio.sleep_until(min(session.next_deadline(), latest))
             self._handle(session.handle_deadline(trio.current_time()))
-            if session.draining and not session.busy:
+            if session.draining and self.opened.is_set() and not session.busy:
                 self.close(CloseCode.Normal, "drained")
             self._output.wake()
 
@@ -309,6 +309,8 @@ class Link:
                 self._handle_rare(event)
 
     def _handle_rare(self, event: Event) -> None:
+        if self.closed.is_set():
+            return  # an event before it in the same bytes ended the link
         match event:
             case RequestReceived():
                 self._serve(event)

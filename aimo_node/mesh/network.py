@@ -10,7 +10,7 @@ import structlog
 import trio
 
 from aimo_node.domain.ids import PeerId
-from aimo_node.errors import CloseCode, Draining, NetworkError, PermissionDenied
+from aimo_node.errors import CloseCode, CodedError, Draining, NetworkError, PermissionDenied
 from aimo_node.mesh.exchange import LinkExchange
 from aimo_node.mesh.link import ByteStream, Link, LinkObserver
 from aimo_node.mesh.observer import IdleObserver
@@ -29,6 +29,12 @@ LOOK_SECONDS: Final = 0.02
 ADDRESSES_PER_PEER_MAX: Final = limits.DESCRIPTOR_ADDRESSES_MAX
 PEERS_MAX: Final = 20_000
 """Peers whose addresses are remembered; as many as a routing table holds."""
+LINKS_PER_PEER_MAX: Final = 8
+"""Links of one peer that have not ended: those it lost may carry requests until they count as
+dead."""
+HANG_UP_SECONDS: Final = 1.0
+DIALS_MAX: Final = 256
+"""Dials at a time: each holds sockets for up to ten seconds, whoever still waits for it."""
 _REFUSED: Final = frozenset({CloseCode.WrongMesh, CloseCode.NotAdmitted, CloseCode.VersionMismatch})
 
 
@@ -40,6 +46,15 @@ class Dialer(Protocol):
 
     async def disconnect(self, peer: PeerId) -> None:
         """Close the connection to a peer."""
+
+
+class _Dial:
+    """One dial under way, and everybody who waits for it."""
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.link: Link | None = None
+        self.error: CodedError = NetworkError("the node is shutting down")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +77,10 @@ class MeshNetwork:
         self._dialer: Dialer | None = None
         self._nursery: trio.Nursery | None = None
         self._links: dict[PeerId, Link] = {}
+        self._living: set[Link] = set()
+        """Every link that has not ended, also those that are not open yet or were replaced."""
         self._addresses: dict[PeerId, tuple[str, ...]] = {}
-        self._dialling: dict[PeerId, trio.Lock] = {}
+        self._dials: dict[PeerId, _Dial] = {}
         self._past_bytes = [0, 0]
         self._draining = False
         self._link_made = trio.Event()
@@ -84,12 +101,18 @@ class MeshNetwork:
 
     async def accept(self, stream: ByteStream) -> None:
         """Live on a stream that a peer opened, until it ends."""
+        if sum(link.peer == stream.peer for link in self._living) >= LINKS_PER_PEER_MAX:
+            log.info("link.refused", peer=stream.peer, reason="too many links")
+            await stream.reset()
+            return
         await self._live(self._make_link(stream))
 
     def remember(self, peer: PeerId, addresses: Sequence[str]) -> None:
         """Where a peer can be dialled, from now on."""
-        if peer in self._addresses or len(self._addresses) < PEERS_MAX:
-            self._addresses[peer] = tuple(addresses[:ADDRESSES_PER_PEER_MAX])
+        self._addresses.pop(peer, None)
+        if len(self._addresses) >= PEERS_MAX:
+            del self._addresses[next(iter(self._addresses))]  # the one named longest ago
+        self._addresses[peer] = tuple(addresses[:ADDRESSES_PER_PEER_MAX])
 
     def forget(self, peer: PeerId) -> None:
         """The peer has left the mesh."""
@@ -106,6 +129,8 @@ class MeshNetwork:
     async def connect(self, peer: PeerId) -> Link:
         """The link to a peer, dialled if there is none.
 
+        Safe to cancel: the dial goes on for the others who wait for it, and for whoever comes next.
+
         Raises:
             NetworkError: it cannot be reached.
             PermissionDenied: one side does not admit the other: another mesh or secret.
@@ -114,13 +139,11 @@ class MeshNetwork:
         link = self._usable(peer)
         if link is not None:
             return link
-        lock = self._dialling.setdefault(peer, trio.Lock())
-        try:
-            async with lock:
-                return self._usable(peer) or await self._dial(peer)
-        finally:
-            if not lock.statistics().tasks_waiting and not lock.locked():
-                self._dialling.pop(peer, None)
+        dial = self._dials.get(peer) or self._start_dial(peer)
+        await dial.done.wait()
+        if dial.link is None:
+            raise type(dial.error)(dial.error.message)  # one of its own for everybody who waits
+        return dial.link
 
     async def open_exchange(self, peer: PeerId, request: OutgoingRequest) -> LinkExchange:
         """See `ports.peer_network.PeerNetwork`."""
@@ -131,6 +154,11 @@ class MeshNetwork:
             except PermissionDenied as error:
                 raise NetworkError(error.message) from error
         return link.open_exchange(request)
+
+    @property
+    def draining(self) -> bool:
+        """Whether the node is going away."""
+        return self._draining
 
     def drain(self) -> None:
         """Take no new requests on any link; running ones finish."""
@@ -143,12 +171,12 @@ class MeshNetwork:
 
         An answer can be complete long before its last bytes have left: they wait for credit.
         """
-        while any(link.session.busy for link in self.links()):
+        while any(link.session.busy for link in self._living):  # noqa: ASYNC110 (see LOOK_SECONDS)
             await trio.sleep(LOOK_SECONDS)
 
     async def close(self) -> None:
         """End all links with a GoAway and wait until they have gone."""
-        links = list(self.links())
+        links = list(self._living)
         for link in links:
             link.close(CloseCode.Normal, "the node is shutting down")
         for link in links:
@@ -168,6 +196,29 @@ class MeshNetwork:
         if link is not None and link.draining:
             raise Draining("the provider is going away")
         return link
+
+    def _start_dial(self, peer: PeerId) -> _Dial:
+        if self._nursery is None:
+            raise NetworkError("the node is not running")
+        if len(self._dials) >= DIALS_MAX:
+            raise NetworkError(f"this node dials {DIALS_MAX} peers already")
+        dial = self._dials[peer] = _Dial()
+        self._nursery.start_soon(self._run_dial, peer, dial)
+        return dial
+
+    async def _run_dial(self, peer: PeerId, dial: _Dial) -> None:
+        try:
+            dial.link = await self._dial(peer)
+        except CodedError as error:
+            dial.error = error
+        except Exception:  # the root of a dial's task: it must not take the node down
+            log.exception("dial.crashed", peer=peer)
+            dial.error = NetworkError(f"cannot dial {peer}; the log says why")
+        finally:
+            del self._dials[peer]
+            dial.done.set()
+        if dial.link is None:
+            await self._hang_up(peer)
 
     async def _dial(self, peer: PeerId) -> Link:
         if self._nursery is None or self._dialer is None:
@@ -214,7 +265,7 @@ class MeshNetwork:
             handler=self._handler,
             path="local",
         )
-        nursery.start_soon(serving.run)
+        nursery.start_soon(self._live, serving)
         nursery.start_soon(self._live, asking)
         return asking
 
@@ -225,17 +276,21 @@ class MeshNetwork:
         return Link(stream, session, self, handler=self._handler)
 
     async def _live(self, link: Link) -> None:
+        self._living.add(link)
         try:
             await link.run()
+        except Exception:  # the root of a link's task: it must not take the node down
+            log.exception("link.crashed", peer=link.peer)
         finally:
-            if self._dialer is not None and link.peer != self.peer:
-                await self._hang_up(self._dialer, link.peer)
+            self._living.discard(link)
+            await self._hang_up(link.peer)
 
-    async def _hang_up(self, dialer: Dialer, peer: PeerId) -> None:
+    async def _hang_up(self, peer: PeerId) -> None:
         """Without a link the connection is of no use."""
-        if peer not in self._links:
-            with trio.CancelScope(shield=True), trio.move_on_after(1.0):
-                await dialer.disconnect(peer)
+        is_used = peer in self._dials or any(link.peer == peer for link in self._living)
+        if self._dialer is not None and peer != self.peer and not is_used:
+            with trio.CancelScope(shield=True), trio.move_on_after(HANG_UP_SECONDS):
+                await self._dialer.disconnect(peer)
 
     def link_opened(self, link: Link) -> None:
         """Keep one link for each peer: see `docs/protocol/v1.md`, "Both dial at once"."""
@@ -255,7 +310,10 @@ class MeshNetwork:
 
     def _survivor(self, old: Link, new: Link) -> Link:
         """Of two links opened from both ends the one that the smaller peer id opened; of two opened
-        from the same end the new one, since its opener must have lost the old one."""
+        from the same end the new one, since its opener must have lost the old one. Nor is an old
+        one worth keeping that is silent or on its way out."""
+        if not old.usable or old.session.suspect:
+            return new
         if old.stream.initiator == new.stream.initiator:
             return new
         ours_survives = self.peer < old.peer
@@ -290,7 +348,12 @@ class MeshNetwork:
                 observer.link_changed(link)
 
     def announced(self, link: Link, frame: Announcement) -> None:
-        """A frame that stands alone arrived."""
+        """A frame that stands alone arrived; nothing is heard over a link that was replaced."""
+        if self._links.get(link.peer) is link:
+            self.pass_on(link, frame)
+
+    def pass_on(self, link: Link, frame: Announcement) -> None:
+        """Tell the observers."""
         for observer in self._observers:
             observer.announced(link, frame)
 
@@ -303,4 +366,4 @@ class _ServingEnd(IdleObserver):
 
     def announced(self, link: Link, frame: Announcement) -> None:
         """The relay role hears the other roles."""
-        self._network.announced(link, frame)
+        self._network.pass_on(link, frame)
