@@ -10,7 +10,7 @@ import structlog
 import trio
 
 from aimo_node.domain.ids import PeerId
-from aimo_node.errors import AimoError, JoinFailed, PermissionDenied
+from aimo_node.errors import AimoError, CloseCode, JoinFailed, PermissionDenied
 from aimo_node.mesh.network import MeshNetwork
 
 log = structlog.get_logger()
@@ -21,6 +21,9 @@ BACKOFF_SECONDS: Final = 0.1
 BACKOFF_SECONDS_MAX: Final = 5.0
 """Doubles from a tenth of a second; short in the end, since a relay serves hundreds of nodes and a
 mesh without it is blind."""
+STABLE_SECONDS: Final = 5.0
+"""A link that ends sooner counts as a failure: else two nodes with one identity, which take each
+other's place at the relay, would do so ten times a second."""
 
 
 class Joiner:
@@ -46,7 +49,7 @@ class Joiner:
         return not self._relays or any(self._network.link(relay) for relay in self._relays)
 
     async def run(self) -> None:
-        """Dial, wait for the link to end, dial again; until cancelled."""
+        """Dial, wait for the link to end, dial again; until cancelled or the node drains."""
         async with trio.open_nursery() as nursery:
             for relay, addresses in self._relays.items():
                 nursery.start_soon(self._keep, relay, addresses)
@@ -69,8 +72,8 @@ class Joiner:
 
     async def _keep(self, relay: PeerId, addresses: Sequence[str]) -> None:
         failures = 0
-        while True:
-            # again, since a relay that is a provider as well may have described itself meanwhile
+        while not self._network.draining:
+            # again each time: a relay that also serves models is forgotten when it stops to
             self._network.remember(relay, addresses)
             try:
                 link = await self._network.connect(relay)
@@ -81,9 +84,13 @@ class Joiner:
                 continue
             self._problems.pop(relay, None)
             self._joined.set()
-            failures = 0
+            linked_at = trio.current_time()
             await link.closed.wait()
-            await trio.sleep(self._backoff(1))
+            is_stable = trio.current_time() - linked_at >= STABLE_SECONDS
+            failures = 1 if is_stable else failures + 1
+            if link.close_code is CloseCode.DuplicateLink and not is_stable:
+                log.warning("join.displaced", relay=relay, hint="does another node use this state?")
+            await trio.sleep(self._backoff(failures))
 
     def _problem(self, relay: PeerId, error: AimoError) -> None:
         log.info("join.failed", relay=relay, reason=str(error))
