@@ -54,13 +54,14 @@ class Answering:
         self._outbox = outbox
         self._budget = budget
         self._uploads_bytes = 0
+        self._ended: dict[RequestId, None] = {}
         self.requests: dict[RequestId, IncomingRequest] = {}
 
     def on_request(self, frame: Request, events: list[Event], *, draining: bool) -> None:
         """A request arrived: reported, or refused at once."""
         request_id = RequestId(frame.request_id)
-        if request_id in self.requests:
-            raise RemoteProtocolError("request id is in use")
+        if request_id in self.requests or request_id in self._ended:
+            raise RemoteProtocolError("request id is in use or was used before")
         if frame.body_bytes and frame.payload:
             raise RemoteProtocolError("a Request has a payload or a body, not both")
         refusal = self._refusal(frame, draining=draining)
@@ -267,6 +268,9 @@ class Answering:
         state.waiting.clear()
         state.backlog_bytes = 0
         del self.requests[request_id]
+        self._ended[request_id] = None
+        if len(self._ended) > limits.ENDED_REQUESTS_MAX:
+            del self._ended[next(iter(self._ended))]
 
 
 def _count(usage: Usage) -> UsageCount:

@@ -48,6 +48,9 @@ STALL_SECONDS: Final = 60.0
 
 REQUESTS_PER_LINK_MAX: Final = CREDIT_LINK_BYTES_MAX // CREDIT_INITIAL_BYTES
 """2,048: each request needs its first window."""
+ENDED_REQUESTS_MAX: Final = 1_024
+"""Ids of ended requests remembered, so that one used again cannot be taken for the one before it
+while that is still being cleared away: more than fit into one read."""
 CONTROL_BYTES_MAX: Final = 1024 * 1024
 """Control frames waiting to be written; a peer that reads nothing while it asks is cut off."""
 ANNOUNCEMENT_BYTES_MAX: Final = 16 * 1024 * 1024

@@ -112,6 +112,25 @@ def test_a_peer_that_opens_and_cancels_for_ever_leaves_nothing() -> None:
     assert is_clean(played.session)
 
 
+def test_a_request_id_is_used_once() -> None:
+    """The task of the first would answer for the second: it starts after both were read."""
+    played = Played()
+    events = played.hears(request(1), Cancel(request_id(1), 0), request(1))
+    assert isinstance(events[-1], LinkClosed)
+
+    played = Played()
+    played.hears(request(1))
+    played.session.answering.fail(request_id(1), ModelNotFound("none"))
+    assert isinstance(played.hears(request(1))[-1], LinkClosed)
+
+
+def test_the_memory_of_ended_requests_is_bounded() -> None:
+    played = Played()
+    for number in range(3 * limits.ENDED_REQUESTS_MAX):
+        played.hears(request(number), Cancel(request_id(number), 0))
+    assert len(played.session.answering._ended) == limits.ENDED_REQUESTS_MAX
+
+
 def test_requests_over_the_bound_are_refused_and_the_others_go_on() -> None:
     played = Played()
     most = limits.REQUESTS_PER_LINK_MAX
