@@ -68,6 +68,7 @@ class NodeProcess:
                 env={**environment(folder), **variables},
             )
         self._process = psutil.Process(self.popen.pid)
+        self._was_killed = False
         self._family: dict[int, psutil.Process] = {self.popen.pid: self._process}
 
     @property
@@ -155,9 +156,13 @@ class NodeProcess:
         """Send a signal to the process itself."""
         self.popen.send_signal(number)
 
+    def note_children(self) -> None:
+        """Remember what it has started so far, for `leftovers`."""
+        _ = self.children
+
     def kill(self) -> None:
         """SIGKILL, as a power cut for one process."""
-        _ = self.children
+        self._was_killed = True
         self.popen.kill()
         self.popen.wait()
 
@@ -175,7 +180,7 @@ class NodeProcess:
 
     def end(self) -> None:
         """Whatever its state: SIGTERM, SIGKILL when that does not help."""
-        _ = self.children
+        self.note_children()
         if self.is_alive:
             self.signal(signal.SIGCONT)
             self.signal(signal.SIGTERM)
@@ -194,7 +199,8 @@ class NodeProcess:
     def leftovers(self) -> list[str]:
         """What of it still exists after its end: processes, sockets, half-written files."""
         found = [str(one) for one in self._family.values() if _lives(one)]
-        return found + strange_files(self.state)
+        # A node that was killed cannot remove its files; its next start does.
+        return found if self._was_killed else found + strange_files(self.state)
 
 
 def _lives(process: psutil.Process) -> bool:
