@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from typing import Any, Final
 
@@ -85,6 +86,8 @@ def aimo() -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the program and exit with one of `EXIT_CODES`."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # set by `__main__` for the imports
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(run(arguments))
 
 

@@ -90,16 +90,24 @@ def run_command(context: click.Context, roles: Role) -> int:
 
 @contextlib.contextmanager
 def _leave_at_once() -> Iterator[None]:
-    """Exit with 0 on SIGTERM while modules load: there is nothing to drain yet."""
+    """Exit on SIGTERM and Ctrl-C while modules load: there is nothing to drain yet.
 
-    def leave(_signal: int, _frame: object) -> None:
-        raise SystemExit(0)
+    Not by KeyboardInterrupt: Python ends by the signal itself, and not with our exit code, when
+    that passed through an import that runs generated code.
+    """
 
-    before = signal.signal(signal.SIGTERM, leave)
+    def leave(number: int, _frame: object) -> None:
+        raise SystemExit(INTERRUPTED if number == signal.SIGINT else 0)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, leave)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class NodeRunner:
