@@ -19,11 +19,16 @@ class _Channel:
     def __init__(self) -> None:
         self.data = bytearray()
         self.closed = False
-        self.changed = trio.Condition()
+        self.waiting = trio.lowlevel.ParkingLot()
+
+    def close(self) -> None:
+        """No more bytes; those that are there can still be read."""
+        self.closed = True
+        self.waiting.unpark_all()
 
 
 class PipeEnd:
-    """One end of a pipe; satisfies `link.ByteStream`."""
+    """One end of a pipe; satisfies `link.ByteStream`. A call that is cancelled has done nothing."""
 
     def __init__(
         self, peer: PeerId, incoming: _Channel, outgoing: _Channel, *, initiator: bool
@@ -37,39 +42,41 @@ class PipeEnd:
     async def read(self, max_bytes: int = 65_536) -> bytes:
         """What has arrived; empty at the end."""
         channel = self._incoming
-        async with channel.changed:
-            while not channel.data and not channel.closed:
-                await channel.changed.wait()
-            data = bytes(channel.data[:max_bytes])
-            del channel.data[:max_bytes]
-            channel.changed.notify_all()
+        while not channel.data and not channel.closed:
+            await channel.waiting.park()
+        data = bytes(channel.data[:max_bytes])
+        del channel.data[:max_bytes]
+        channel.waiting.unpark_all()
         return data
 
     async def write(self, data: bytes) -> None:
-        """Write all of `data`; waits while the other side does not read.
+        """Write all of `data`; waits while the other side does not read. Not always a checkpoint.
+
+        Raises:
+            NetworkError: the pipe is closed.
+        """
+        while not self.write_nowait(data):
+            await self._outgoing.waiting.park()
+
+    def write_nowait(self, data: bytes) -> bool:
+        """Write all of `data` if there is room; whether it was written.
 
         Raises:
             NetworkError: the pipe is closed.
         """
         channel = self._outgoing
-        async with channel.changed:
-            while len(channel.data) >= PIPE_BYTES_MAX and not channel.closed:
-                await channel.changed.wait()
-            if channel.closed:
-                raise NetworkError("the pipe is closed")
-            channel.data += data
-            channel.changed.notify_all()
-
-    def write_nowait(self, data: bytes) -> bool:
-        """Never at once: the other end has to be woken."""
-        return False
+        if channel.closed:
+            raise NetworkError("the pipe is closed")
+        if len(channel.data) >= PIPE_BYTES_MAX:
+            return False
+        channel.data += data
+        channel.waiting.unpark_all()
+        return True
 
     async def close(self) -> None:
         """End both directions; what was written can still be read."""
-        for channel in (self._incoming, self._outgoing):
-            async with channel.changed:
-                channel.closed = True
-                channel.changed.notify_all()
+        self._incoming.close()
+        self._outgoing.close()
 
     async def reset(self) -> None:
         """End both directions and drop what was not read."""
