@@ -19,7 +19,7 @@ from aimo_node.dispatch.dispatcher import Dispatcher
 from aimo_node.dispatch.serving import ProviderService
 from aimo_node.domain.ids import Role
 from aimo_node.domain.join import parse_join
-from aimo_node.domain.models import Descriptor, EngineState, Status
+from aimo_node.domain.models import Descriptor, EngineState, Health, Status
 from aimo_node.domain.ready import ReadyLine
 from aimo_node.mesh.announcer import Announcer, Voice
 from aimo_node.mesh.discovery import Discovery
@@ -42,6 +42,8 @@ ENGINE_FOLDER: Final = "engine"
 ADDRESSES_MAX: Final = limits.DESCRIPTOR_ADDRESSES_MAX
 CLOSE_SECONDS: Final = 2.0
 """For the last GoAways."""
+LOOK_SECONDS: Final = 0.02
+"""How often a node with all roles looks whether its edge knows its engine, at the start only."""
 
 
 async def run_node(
@@ -83,9 +85,10 @@ class Node:
             Admission(self._identity.peer_id, self._secret, roles, agent=f"aimo/{__version__}"),
             self._service.handle if self._service else None,
         )
+        self._relays = relays_of(targets, self._identity.peer_id)
         self._joiner = Joiner(
             self._network,
-            relays_of(targets, self._identity.peer_id),
+            self._relays,
             random.Random(secrets.randbits(64)),  # noqa: S311 (only spreads redials)
         )
         self._host = MeshHost(
@@ -135,7 +138,8 @@ class Node:
             nursery.start_soon(self._engine.run, self._on_engine_ready, _say_progress)
         if Role.EDGE in self._roles:
             table = RoutingTable()
-            discovery = Discovery(self._network, table)
+            relays = frozenset({*self._relays, self._network.peer})
+            discovery = Discovery(self._network, table, relays=relays)
             self._network.add_observer(discovery)
             self._dispatcher = Dispatcher(self._network, table, self._metrics)
             nursery.start_soon(discovery.run)
@@ -200,6 +204,7 @@ class Node:
             await self._joiner.wait_joined()
             if self._engine is not None:
                 await self._engine_ready.wait()
+                await self._until_own_models_are_known()
             ready = True
             nursery.cancel_scope.cancel()
 
@@ -214,6 +219,14 @@ class Node:
         own = f"/p2p/{self._identity.peer_id}"
         told = [text.partition("/p2p/")[0] + own for text in self._settings.mesh.announce]
         return tuple(dict.fromkeys([*told, *self._host.addresses()]))[:ADDRESSES_MAX]
+
+    async def _until_own_models_are_known(self) -> None:
+        """A laptop that says it is ready answers the first question, not "no such model"."""
+        while self._dispatcher is not None:
+            entry = self._dispatcher.table.get(self._network.peer)
+            if entry is not None and entry.health is not Health.OFFLINE:
+                return
+            await trio.sleep(LOOK_SECONDS)
 
     def _ready_line(self, url: str | None) -> ReadyLine:
         addresses = tuple(self._host.addresses())

@@ -22,6 +22,10 @@ class DescriptorChecker:
     def __init__(self) -> None:
         self._known: OrderedDict[frames.Descriptor, Descriptor] = OrderedDict()
 
+    def knows(self, frame: frames.Descriptor) -> bool:
+        """Whether `check` costs nothing."""
+        return frame in self._known
+
     def check(self, frame: frames.Descriptor) -> Descriptor:
         """What the provider said.
 

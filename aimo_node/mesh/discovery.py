@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import structlog
 import trio
 
 from aimo_node.domain.ids import PeerId, Role
 from aimo_node.errors import CloseCode, RemoteProtocolError
+from aimo_node.mesh.allowance import Allowance
 from aimo_node.mesh.checking import DescriptorChecker
 from aimo_node.mesh.link import Link
 from aimo_node.mesh.network import MeshNetwork
@@ -19,17 +22,33 @@ from aimo_node.routing.table import RoutingTable
 
 log = structlog.get_logger()
 
+CHECKS_MAX: Final = 12_000
+CHECKS_PER_SECOND: Final = 200.0
+"""Signatures checked for one relay, 100 µs each: the whole directory of a large mesh at once, and
+then its changes."""
+
 
 class Discovery(IdleObserver):
     """Feeds the routing table, and has links to the first providers kept warm."""
 
     def __init__(
-        self, network: MeshNetwork, table: RoutingTable, models: tuple[str, ...] = ()
+        self,
+        network: MeshNetwork,
+        table: RoutingTable,
+        models: tuple[str, ...] = (),
+        *,
+        relays: frozenset[PeerId],
     ) -> None:
-        """`models`: what to subscribe to; empty for all."""
+        """
+        Args:
+            models: what to subscribe to; empty for all.
+            relays: whose directory is believed: not everybody's who says it is a relay.
+        """
         self._network = network
         self._table = table
         self._models = list(models)
+        self._relays = relays
+        self._allowances: dict[PeerId, Allowance] = {}
         self._checker = DescriptorChecker()
         self._warm_links = WarmLinks(network, table)
 
@@ -39,7 +58,7 @@ class Discovery(IdleObserver):
 
     def link_opened(self, link: Link) -> None:
         """Ask a relay for its directory; note a provider's link."""
-        if Role.RELAY in link.roles:
+        if self._is_relay(link):
             link.announce(Subscribe(self._models))
         if Role.PROVIDER in link.roles:
             self._table.linked(link.peer, link.path, trio.current_time())
@@ -57,8 +76,17 @@ class Discovery(IdleObserver):
 
     def announced(self, link: Link, frame: Announcement) -> None:
         """A relay's batch; from anybody else it is ignored."""
-        if isinstance(frame, Directory) and Role.RELAY in link.roles:
+        if isinstance(frame, Directory) and self._is_relay(link):
             self.learn(link.peer, frame)
+
+    def _is_relay(self, link: Link) -> bool:
+        return Role.RELAY in link.roles and link.peer in self._relays
+
+    def _may_check(self, source: PeerId, now: float) -> bool:
+        allowance = self._allowances.get(source)
+        if allowance is None:
+            allowance = self._allowances[source] = Allowance(CHECKS_MAX, CHECKS_PER_SECOND, now)
+        return allowance.take(now)
 
     def learn(self, source: PeerId, batch: Directory) -> None:
         """Take in a batch of `source`; one bad descriptor spoils only itself."""
@@ -66,6 +94,9 @@ class Discovery(IdleObserver):
         if batch.full:
             self._table.restart(source, now)
         for frame in batch.descriptors:
+            if not self._checker.knows(frame) and not self._may_check(source, now):
+                log.warning("relay.too_talkative", source=source)
+                break
             try:
                 descriptor = self._checker.check(frame)
             except RemoteProtocolError as error:

@@ -90,7 +90,9 @@ class RelayExchange:
             except (ProtocolError, CodedError) as error:
                 log.warning("gossip.refused", sender=message.from_peer, reason=str(error))
                 continue
-            if sender != self._identity.peer_id:
+            if sender != message.from_peer:  # said by one, published by another: replayed
+                log.warning("gossip.refused", sender=message.from_peer, reason="not its own words")
+            elif sender != self._identity.peer_id:
                 self._directory.learn(sender, batch)
 
 

@@ -78,6 +78,8 @@ class WarmLinks:
             self._dialled.pop(peer, None)
 
     def _due(self, now: float) -> list[PeerId]:
+        if self._network.draining:
+            return []  # its idle links end now, and shall
         linked = sum(entry.linked for entry in self._table)
         room = min(WARM_LINKS_MAX - linked, WARMING_MAX) - len(self._dialling)
         return [peer for peer, _ in zip(self._cold(now), range(room), strict=False)]
