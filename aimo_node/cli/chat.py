@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 from typing import Final
 
@@ -30,6 +31,8 @@ def command(model: str, *, edge: str, key_file: str | None) -> int:
       echo 'What is 3+4?' | aimo chat tiny --edge http://127.0.0.1:8000
     """
     conversation = Conversation(EdgeClient(edge, read_key(key_file)), model)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # a pipe may carry what this terminal does not
     if sys.stdin.isatty() and sys.stdout.isatty():
         _talk(conversation, f"{model} at {edge}")
         return 0

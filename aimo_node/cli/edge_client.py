@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from typing import Any, Final
@@ -31,7 +32,7 @@ EVENT_BYTES_MAX: Final = 1024 * 1024
 SILENCE_SECONDS: Final = 60.0
 """An edge sends a comment every 15 s; after four of them missing it is gone."""
 
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 class EdgeError(Failure):
@@ -51,7 +52,10 @@ def _translated(url: str) -> Iterator[None]:
     except TimeoutError as error:
         raise EdgeError(f"the edge at {url} went silent") from error
     except (OSError, HTTPException, ValueError) as error:
-        raise EdgeError(f"the edge at {url} cannot be asked: {error}") from error
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise EdgeError(
+            f"the edge at {url} cannot be asked: {reason}; say where it is with --edge URL"
+        ) from error
 
 
 @dataclass(slots=True)
@@ -127,14 +131,15 @@ class EdgeClient:
     """
 
     def __init__(self, url: str, key: str | None = None) -> None:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise click.UsageError(f"--edge: expected a URL such as {DEFAULT_EDGE}, not {url!r}")
         try:
+            parts = urlsplit(url if "://" in url else f"http://{url}")
             self._port = parts.port
         except ValueError as error:
             raise click.UsageError(f"--edge: {error}") from error
-        self._host = parts.hostname
+        host = parts.hostname or ""
+        if parts.scheme not in {"http", "https"} or not _is_host(host):
+            raise click.UsageError(f"--edge: expected a URL such as {DEFAULT_EDGE}, not {url!r}")
+        self._host = host
         self._is_https = parts.scheme == "https"
         self._prefix = parts.path.rstrip("/").removesuffix("/v1")
         self._key = key
@@ -181,16 +186,25 @@ class EdgeClient:
             headers["content-type"] = "application/json"
         if self._key is not None:
             headers["authorization"] = f"Bearer {self._key}"
-        payload = None if body is None else json.dumps(body, ensure_ascii=False).encode()
+        # A terminal or an argument that is not UTF-8 leaves surrogates, which no JSON may carry.
+        text = None if body is None else json.dumps(body, ensure_ascii=False)
+        payload = None if text is None else text.encode("utf-8", "replace")
         try:
             with _translated(self.url):
                 connection.request(method, self._prefix + path, payload, headers)
                 response = connection.getresponse()
             if response.status >= 400:
-                raise EdgeError(_refusal(response))
+                raise EdgeError(self._refusal(response))
             yield response
         finally:
             connection.close()
+
+    def _refusal(self, response: HTTPResponse) -> str:
+        if response.status == HTTPStatus.UNAUTHORIZED and self._key is None:
+            return "the edge wants an API key: give a file that holds one with --key-file F"
+        if response.status == HTTPStatus.UNAUTHORIZED:
+            return "the edge does not know this API key: is --key-file the right one?"
+        return _refusal(response)
 
 
 def read_key(file: str | None) -> str | None:
@@ -204,7 +218,8 @@ def read_key(file: str | None) -> str | None:
     try:
         lines = Path(file).expanduser().read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise click.UsageError(f"--key-file: cannot read {file}: {error}") from error
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise click.UsageError(f"--key-file: cannot read {file}: {reason}") from error
     keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not keys or not keys[0].isascii() or not keys[0].isprintable():
         raise click.UsageError(f"--key-file: {file} holds no key")
@@ -212,8 +227,12 @@ def read_key(file: str | None) -> str | None:
 
 
 def printable(text: str) -> str:
-    """The text without what would move the cursor or drive the terminal."""
+    """The text without what would move the cursor, drive the terminal or be no text."""
     return _CONTROL.sub("\ufffd", text)
+
+
+def _is_host(text: str) -> bool:
+    return bool(text) and text.isprintable() and " " not in text
 
 
 def _decode_object(raw: bytes, url: str) -> dict[str, Any]:

@@ -170,7 +170,9 @@ def test_what_is_no_edge_is_said_so(edge: Script) -> None:
         EdgeClient(edge.url).get("/v1/models")
 
 
-@pytest.mark.parametrize("url", ["ftp://x", "http://", "http://127.0.0.1:99999"])
+@pytest.mark.parametrize(
+    "url", ["ftp://x", "http://", "http://127.0.0.1:99999", "http://[::zz]", "http://a b"]
+)
 def test_a_url_that_cannot_be_one_is_wrong_usage(url: str) -> None:
     with pytest.raises(click.UsageError):
         EdgeClient(url)
@@ -186,6 +188,8 @@ def test_the_key_file_gives_its_first_key(edge: Script, tmp_path: Path) -> None:
     path.write_text("# nothing\n")
     with pytest.raises(click.UsageError, match="holds no key"):
         read_key(str(path))
+    with pytest.raises(click.UsageError, match=r"missing: No such file or directory$"):
+        read_key(str(tmp_path / "missing"))
 
 
 def test_models_and_peers_are_tables_or_json(
@@ -247,6 +251,38 @@ def test_chat_in_a_pipe_answers_line_by_line(edge: Script) -> None:
     )
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == "Hello\ufffd[31m\n" * 2
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "utf-8:surrogateescape"])
+def test_what_is_no_text_in_the_encoding_of_the_terminal_is_no_crash(
+    edge: Script, encoding: str
+) -> None:
+    """A file in Latin-1 in a pipe, or a terminal in one."""
+    result = subprocess.run(
+        [sys.executable, "-m", "aimo_node", "chat", "tiny", "--edge", edge.url],
+        input=b"caf\xe9?\n",
+        capture_output=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )
+    assert (result.returncode, result.stderr) == (0, b"")
+    (question,) = edge.asked[0][1]["messages"]
+    assert question["content"].startswith("caf")
+    assert question["content"].isprintable()
+
+
+def test_a_host_that_cannot_be_reached_names_the_flag() -> None:
+    with pytest.raises(EdgeError, match=r"cannot be asked: [^\[]+; say where it is with --edge"):
+        EdgeClient("http://255.255.255.255:1").get("/v1/models")
+
+
+def test_an_edge_that_wants_a_key_names_the_flag(edge: Script) -> None:
+    edge.status, edge.body = 401, b'{"error": {"message": "No API key: send it as a header."}}'
+    with pytest.raises(EdgeError, match=r"^the edge wants an API key: .*--key-file"):
+        ask(edge)
+    with pytest.raises(EdgeError, match=r"^the edge does not know this API key"):
+        EdgeClient(edge.url, "sk-wrong").get("/v1/models")
 
 
 TAKE_TERMINAL = """
@@ -327,5 +363,6 @@ def test_an_error_does_not_end_the_chat(edge: Script, terminal: Terminal) -> Non
     terminal.wait_for("> ")
     terminal.type("\x03")
     terminal.wait_for("Ctrl-D ends")
+    terminal.wait_for("> ")  # a key before the prompt belongs to the terminal's other mode
     terminal.type("\x04")
     assert terminal.process.wait(20) == 0
