@@ -4,15 +4,19 @@ served."""
 from __future__ import annotations
 
 import json
+import socket
 import time
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
+from aimo_node.edge.serving.accepting import admit
 from aimo_node.edge.serving.connection_table import ConnectionTable, network_of
 from aimo_node.edge.serving.limits import HttpLimits
-from tests.integration.probe_app import PATIENCE_SECONDS, Client, Served, serving, status_of
+from aimo_node.edge.serving.state import ServingState
+from tests.integration.probe_app import PATIENCE_SECONDS, Client, Probe, Served, serving, status_of
 
 QUICK = HttpLimits(header_seconds=0.5, idle_seconds=0.5, body_seconds=0.5)
 """A sweep comes every quarter of a second, so what takes half a second in here is over after
@@ -298,6 +302,18 @@ def test_one_address_cannot_take_all_connections() -> None:
     table.remove("a")
     table.remove("a")
     assert table.has_room_for("203.0.113.7")
+
+
+async def test_newcomer_from_an_address_that_has_its_share_is_closed() -> None:
+    state = ServingState(Probe().app, HttpLimits(connections_per_address_max=1), {})
+    first: Any = object()
+    state.table.add(first, "203.0.113.7")
+    for address, is_admitted in (("203.0.113.7", False), ("203.0.113.8", True)):
+        accepted, consumer = socket.socketpair()
+        with accepted, consumer:
+            assert admit(accepted, address, None, state) == is_admitted
+            assert (accepted.fileno() >= 0) == is_admitted
+    assert state.refused == 1
 
 
 def test_machine_is_a_64_network_with_ipv6_and_loopback_is_exempt() -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
+from hypercorn.protocol.ws_stream import ASGIWebsocketState
 from wsproto import ConnectionType, WSConnection
+from wsproto.connection import Connection
 from wsproto.events import (
     AcceptConnection,
     BytesMessage,
@@ -24,7 +28,9 @@ from wsproto.extensions import PerMessageDeflate
 from wsproto.utilities import LocalProtocolError
 
 from aimo_node.edge.serving.limits import HttpLimits
-from tests.integration.probe_app import PATIENCE_SECONDS, Client, Served, serving, status_of
+from aimo_node.edge.serving.state import ServingState
+from aimo_node.edge.serving.websocket_stream import WebSocketStream
+from tests.integration.probe_app import PATIENCE_SECONDS, Client, Probe, Served, serving, status_of
 
 
 class Socket:
@@ -211,6 +217,21 @@ async def test_reading_stops_while_the_handler_does_not_receive() -> None:
         assert sent < 30_000_000
         await websocket.client.stream.aclose()
         await served.probe.wait_for("ws-ended")
+
+
+async def test_sending_on_a_closing_websocket_lets_others_run() -> None:
+    """A producer that never waits would otherwise never learn that the server has said goodbye."""
+    owner: Any = SimpleNamespace(
+        is_tls=False, client=None, server=None, transport=SimpleNamespace(write=None)
+    )
+    state = ServingState(Probe().app, HttpLimits(), {})
+    stream = WebSocketStream(owner, state, trio.lowlevel.checkpoint)
+    stream.state = ASGIWebsocketState.CONNECTED
+    stream.connection = Connection(ConnectionType.SERVER)
+    assert stream.goodbye() == b"\x88\x02\x03\xf4"
+    assert stream.goodbye() == b""
+    with trio.testing.assert_checkpoints():
+        await stream.app_send({"type": "websocket.send", "text": "more"})
 
 
 @pytest.mark.parametrize(

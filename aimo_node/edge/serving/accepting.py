@@ -50,7 +50,7 @@ async def accept_connections(
                 await checkpoint()  # that consumer gave up already
             continue
         accepted_count += 1
-        if _admit(accepted, address[0], context, state):
+        if admit(accepted, address[0], context, state):
             connection = HttpConnection(
                 state,
                 Transport(accepted, context, state.limits.write_stall_seconds),
@@ -64,10 +64,10 @@ async def accept_connections(
             await checkpoint()
 
 
-def _admit(
+def admit(
     accepted: socket.socket, address: str, context: ssl.SSLContext | None, state: ServingState
 ) -> bool:
-    """Makes room where it can; otherwise turns the newcomer away."""
+    """Whether a newcomer may stay: makes room where it can, and closes the newcomer otherwise."""
     has_room = state.table.has_room_for(address)
     if has_room and state.table.is_full:
         has_room = _make_room(state)

@@ -100,7 +100,10 @@ async def _resolve(binding: HttpBinding) -> list[tuple[int, Any]]:
 
 def _refused(binding: HttpBinding, error: OSError) -> ConfigError:
     reason = error.strerror or str(error)
-    return ConfigError(f"cannot listen on http {binding.host}:{binding.port}: {reason}")
+    return ConfigError(
+        f"cannot listen on http {binding.host}:{binding.port}: {reason}; "
+        "choose another address with --http HOST:PORT"
+    )
 
 
 def _tls_context(binding: HttpBinding) -> ssl.SSLContext | None:

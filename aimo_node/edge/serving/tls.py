@@ -30,9 +30,15 @@ def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
     context.set_alpn_protocols(["http/1.1"])
     try:
         context.load_cert_chain(certificate, key)
-    except OSError as error:  # ssl.SSLError is one
-        reason = error.strerror or str(error)
-        raise ConfigError(f"TLS certificate {certificate} with key {key}: {reason}") from error
+    except ssl.SSLError as error:
+        raise ConfigError(
+            f"{certificate} and {key} are no certificate and its key, both in PEM and the key "
+            f"without a password: {error.reason or error}"
+        ) from error
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read TLS certificate {certificate} or key {key}: {error.strerror}"
+        ) from error
     return context
 
 
