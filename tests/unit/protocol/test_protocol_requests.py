@@ -8,7 +8,6 @@ from aimo_node.domain.answer import Finish, JsonDelta, Usage
 from aimo_node.domain.ids import ContentType, Endpoint, FinishReason
 from aimo_node.errors import (
     CODED_ERRORS,
-    CloseCode,
     EngineFailed,
     InvalidRequest,
     LocalProtocolError,
@@ -27,63 +26,14 @@ from aimo_node.protocol.events import (
 )
 from aimo_node.protocol.frames import (
     Accepted,
-    Body,
     Cancel,
-    Credit,
     Error,
-    Frame,
     Request,
-    Response,
-    StreamChunk,
-    UsageCount,
 )
+from tests.unit.protocol.spoken import FINISH, request
 from tests.unit.protocol.two_ends import Played, TwoEnds, is_clean, request_id
 
-FINISH = Finish(FinishReason.STOP, Usage(3, 2, 1))
 FRAME = limits.CREDIT_FRAME_BYTES
-
-
-def request(number: int = 1, **changes: object) -> Request:
-    fields: dict[str, object] = {
-        "request_id": request_id(number),
-        "provider_id": "",
-        "endpoint": 1,
-        "request_type": 1,
-        "content_type": 1,
-        "payload": b"{}",
-        "body_bytes": 0,
-        "stream": True,
-        "headers": {},
-        "deadline_ms": 1_000,
-        "public_id": "",
-    }
-    return Request(**(fields | changes))  # type: ignore[arg-type]
-
-
-def chunk(index: int, payload: bytes = b"x", **changes: object) -> StreamChunk:
-    fields = {"request_id": request_id(1), "chunk_index": index, "content_type": 0}
-    return StreamChunk(**(fields | {"payload": payload} | changes))  # type: ignore[arg-type]
-
-
-def final(index: int, **changes: object) -> StreamChunk:
-    fields: dict[str, object] = {"payload": b"", "is_final": True, "finish_reason": 1}
-    return chunk(index, **(fields | changes))  # type: ignore[arg-type]
-
-
-def response(payload: bytes = b"[]", **changes: object) -> Response:
-    fields: dict[str, object] = {
-        "request_id": request_id(1),
-        "status_code": 200,
-        "content_type": 1,
-        "payload": payload,
-        "headers": {},
-        "finish_reason": 1,
-        "usage": UsageCount(3, 2, 1),
-    }
-    return Response(**(fields | changes))  # type: ignore[arg-type]
-
-
-ACCEPTED = Accepted(request_id(1))
 
 
 def test_a_streamed_answer_from_admission_to_receipt() -> None:
@@ -310,116 +260,6 @@ def test_what_this_version_does_not_know_is_refused_without_ending_the_link(
     assert isinstance(said, Error)
     assert said.error_code == kind.code
     assert is_clean(played.session)
-
-
-ANSWERED: list[Frame] = [ACCEPTED, chunk(0)]
-
-
-@pytest.mark.parametrize(
-    "frames",
-    [
-        [chunk(0)],
-        [final(0)],
-        [response()],
-        [ACCEPTED, ACCEPTED],
-        [ACCEPTED, chunk(1)],
-        [ACCEPTED, chunk(2**32 - 1)],
-        [*ANSWERED, chunk(0)],
-        [*ANSWERED, chunk(2)],
-        [*ANSWERED, final(0)],
-        [*ANSWERED, final(2)],
-        [*ANSWERED, final(1, payload=b"x")],
-        [*ANSWERED, final(1, finish_reason=0)],
-        [*ANSWERED, final(1, finish_reason=99)],
-        [*ANSWERED, response()],
-        [*ANSWERED, ACCEPTED],
-        [ACCEPTED, chunk(0, b"\xff")],
-        [ACCEPTED, chunk(0, content_type=9)],
-        [ACCEPTED, response(b"\xff", content_type=0)],
-        [ACCEPTED, response(finish_reason=77)],
-        [ACCEPTED, response(b"x", body_bytes=20_000)],
-        [ACCEPTED, response(b"", body_bytes=20_000), chunk(0)],
-        [ACCEPTED, response(b"", body_bytes=20_000), final(0)],
-        [ACCEPTED, response(b"", body_bytes=20_000), response()],
-        [ACCEPTED, Body(request_id(1), 0, b"x", last=True)],
-        [*ANSWERED, Body(request_id(1), 0, b"x", last=True)],
-        [ACCEPTED, response(b"", body_bytes=9), Body(request_id(1), 1, b"x", last=False)],
-        [ACCEPTED, response(b"", body_bytes=9), Body(request_id(1), 0, b"x", last=True)],
-        [ACCEPTED, response(b"", body_bytes=2), Body(request_id(1), 0, b"xy", last=False)],
-        [ACCEPTED, response(b"", body_bytes=2), Body(request_id(1), 0, b"xyz", last=True)],
-        [ACCEPTED, Credit(request_id(1), 1, 0)],
-    ],
-)
-def test_a_provider_that_breaks_the_order_of_an_answer_ends_the_link(frames: list[Frame]) -> None:
-    played = Played()
-    played.asks()
-    events = played.hears(*frames)
-    assert isinstance(events[-1], LinkClosed)
-    assert events[-1].close_code is CloseCode.ProtocolViolation
-    assert not any(isinstance(event, Finish) for event in events)
-    played.says()
-    assert is_clean(played.session)
-
-
-@pytest.mark.parametrize(
-    "frames",
-    [
-        [*ANSWERED, final(1), final(1)],
-        [*ANSWERED, final(1), chunk(2)],
-        [Error(9, "", {}, request_id(1)), ACCEPTED],
-    ],
-)
-def test_what_comes_after_the_end_of_a_request_is_ignored(frames: list[Frame]) -> None:
-    """It looks just like what crosses a Cancel."""
-    played = Played()
-    played.asks()
-    ends = [
-        event
-        for event in played.hears(*frames)
-        if isinstance(event, RequestFailed)
-        or (isinstance(event, PartReceived) and isinstance(event.part, Finish))
-    ]
-    assert len(ends) == 1
-    assert not played.session.closed
-
-
-@pytest.mark.parametrize(
-    "frame",
-    [
-        Accepted(request_id(9)),
-        StreamChunk(request_id(9), 3, 0, b"x"),
-        response(request_id=request_id(9)),
-        Error(9, "", {}, request_id(9)),
-        Body(request_id(9), 0, b"x", last=True),
-        Credit(request_id(9), 1, 0),
-        Cancel(request_id(9), 0),
-    ],
-)
-def test_frames_of_requests_nobody_knows_are_ignored(frame: Frame) -> None:
-    played = Played()
-    assert played.hears(frame) == []
-    assert played.says() == []
-
-
-@pytest.mark.parametrize("index", [2, 2**32 - 1])
-def test_an_edge_cannot_acknowledge_what_was_never_sent(index: int) -> None:
-    for frame in (Credit(request_id(1), 1, index), Cancel(request_id(1), index)):
-        played = Played()
-        played.hears(request())
-        played.session.answering.accept(request_id(1), b"", 0)
-        played.session.answering.send_text(request_id(1), "x")
-        assert isinstance(played.hears(frame)[-1], LinkClosed)
-
-
-def test_an_edge_cannot_take_an_acknowledgement_back() -> None:
-    """What was acknowledged is billed."""
-    for frame in (Credit(request_id(1), 1, 0), Cancel(request_id(1), 0)):
-        played = Played()
-        played.hears(request())
-        played.session.answering.accept(request_id(1), b"", 0)
-        played.session.answering.send_text(request_id(1), "x")
-        played.hears(Credit(request_id(1), 1, 1))
-        assert isinstance(played.hears(frame)[-1], LinkClosed)
 
 
 @pytest.mark.parametrize(
