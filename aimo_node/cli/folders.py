@@ -30,8 +30,10 @@ def claim_folder(folder: Path) -> Iterator[None]:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
+        is_taken = isinstance(error, FileExistsError)
+        reason = "it is not a folder" if is_taken else error.strerror
         raise ConfigError(
-            f"cannot use {folder} as state folder: {error.strerror}; choose one with --state"
+            f"cannot use {folder} as state folder: {reason}; choose one with --state"
         ) from error
     with os.fdopen(descriptor, "r+", encoding="ascii") as file:
         _lock(folder, descriptor)

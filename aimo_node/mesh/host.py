@@ -131,7 +131,8 @@ class MeshHost:
             stack.push_async_callback(self._close_everything)
             for address in addresses:
                 if not await self._swarm.listen(address):
-                    reason = transport.listen_errors.get(str(address), "not possible")
+                    not_tcp = f"{address} is no TCP address, such as /ip4/0.0.0.0/tcp/4001"
+                    reason = transport.listen_errors.get(str(address), not_tcp)
                     raise ConfigError(f"{reason}; choose another address with --listen")
             self._nursery.start_soon(self._sweep_unlinked)
             self._stack = stack.pop_all()

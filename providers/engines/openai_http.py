@@ -225,6 +225,7 @@ class OpenAiEngine:
 
     async def _find_model(self, progress: Progress) -> ListedModel:
         deadline = trio.current_time() + self._plan.start_seconds
+        told = ""
         while True:
             try:
                 status, answer = await self._list_models()
@@ -232,7 +233,9 @@ class OpenAiEngine:
             except EngineFailed as error:
                 if trio.current_time() >= deadline:
                     raise EngineStartFailed(f"{error}; is --endpoint right?") from error
-                progress(f"waiting: {error}")
+                if str(error) != told:  # once, not at every try
+                    told = str(error)
+                    progress(f"waiting: {told}")
                 await trio.sleep(START_RETRY_SECONDS)
         if status in {404, 405} and self._plan.model:
             progress(f"the upstream lists no models; taking {self._plan.model} on trust")

@@ -111,13 +111,14 @@ async def test_unusable_certificate_is_a_configuration_error(tmp_path: Path) -> 
     certificate, key = make_certificate(tmp_path)
     other = tmp_path / "other"
     other.mkdir()
-    for cert_file, key_file in (
-        (certificate, tmp_path / "missing.pem"),
-        (certificate, make_certificate(other)[1]),
-        (certificate, None),
-        (None, key),
+    for cert_file, key_file, words in (
+        (certificate, tmp_path / "missing.pem", "^cannot read .*: No such file or directory$"),
+        (certificate, make_certificate(other)[1], "are no certificate and its key.*MISMATCH"),
+        (key, key, "are no certificate and its key, both in PEM"),
+        (certificate, None, "both a certificate and its key"),
+        (None, key, "both a certificate and its key"),
     ):
-        with pytest.raises(ConfigError, match=r"certificate|key"):
+        with pytest.raises(ConfigError, match=words):
             await HttpServer().serve(
                 Probe().app,
                 HttpBinding(HOST, 0, cert_file, key_file),

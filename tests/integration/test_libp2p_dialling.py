@@ -212,7 +212,7 @@ async def test_a_port_in_use_is_refused_at_the_start():
 
 @pytest.mark.parametrize("address", ["nonsense", "/ip4/127.0.0.1/udp/0/quic-v1", "/dns4/a/tcp/1"])
 async def test_an_address_that_cannot_be_listened_on_is_a_configuration_error(address):
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match=f"{address}.*--listen"):
         async with node(listen=[address]):
             pass
 

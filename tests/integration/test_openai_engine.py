@@ -272,6 +272,26 @@ async def test_start_waits_for_an_upstream_that_comes_up_later(folder):
         nursery.cancel_scope.cancel()
 
 
+async def test_start_tells_once_why_it_waits(folder, monkeypatch):
+    monkeypatch.setattr("providers.engines.openai_http.START_RETRY_SECONDS", 0.0)
+    path, tries, told = folder / "hangs-up.sock", [], []
+
+    async def hang_up(stream: trio.SocketStream) -> None:
+        tries.append(stream)
+        await stream.aclose()
+
+    listener = trio.socket.socket(trio.socket.AF_UNIX)
+    await listener.bind(str(path))
+    listener.listen()
+    engine = create(settings(folder, f"unix:{path}"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, hang_up, [trio.SocketListener(listener)])
+        nursery.start_soon(engine.run, lambda: None, told.append)
+        await eventually(lambda: len(tries) > 3, "it tries again")
+        nursery.cancel_scope.cancel()
+    assert len(told) == 1
+
+
 async def test_model_that_is_not_there_is_refused_with_what_is(upstream, folder):
     sentence = await failure(folder, upstream.endpoint, model="stand-on")
     assert sentence.endswith("'stand-on' (did you mean stand-in?); it offers stand-in")

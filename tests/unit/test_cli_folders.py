@@ -55,6 +55,8 @@ def test_a_folder_that_cannot_be_made_is_a_configuration_error(tmp_path: Path) -
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="--state"), claim_folder(tmp_path / "file" / "state"):
         pass
+    with pytest.raises(ConfigError, match="not a folder"), claim_folder(tmp_path / "file"):
+        pass
 
 
 def test_a_join_file_of_the_past_is_removed(tmp_path: Path) -> None:
