@@ -15,7 +15,8 @@ import trio
 from aimo_node.domain.ids import PeerId
 from aimo_node.errors import PayloadTooLarge
 from aimo_node.mesh.exception_groups import only_leaf
-from aimo_node.mesh.fixes.malformed_pubsub import SturdyGossipSub, SturdyPubsub
+from aimo_node.mesh.fixes.lost_gossip import SturdyGossipSub
+from aimo_node.mesh.fixes.malformed_pubsub import SturdyPubsub
 from aimo_node.mesh.fixes.pubsub_library import (
     GOSSIPSUB_V11,
     GOSSIPSUB_V12,

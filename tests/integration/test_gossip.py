@@ -7,6 +7,7 @@ from aimo_node.mesh.fixes.pubsub_library import ID, RPC, Message
 from aimo_node.mesh.gossip import Gossip
 from aimo_node.mesh.host import HostLimits, MeshHost
 from aimo_node.mesh.identity import KeyPair, sign
+from tests.integration.libp2p_child import eventually
 from tests.integration.libp2p_parties import Child, start_child
 
 TOPIC = "aimo/heartbeat"
@@ -188,6 +189,21 @@ async def test_peers_that_are_connected_already_are_taken_up_and_nobody_waits_af
                 assert (await gossip.receive()).data == b"welcome"
         with trio.fail_after(3):
             await host.dial(other.peer, other.addresses)
+
+
+async def test_a_message_reaches_subscribers_the_mesh_has_not_taken_up_yet():
+    identity = KeyPair.from_seed(b"t" * 32)
+    async with (
+        start_child(topic=TOPIC) as relay,
+        MeshHost(identity, [], limits=HostLimits(), on_stream=ignore) as host,
+        Gossip(host, accepts=lambda _: True) as gossip,
+    ):
+        await gossip.subscribe(TOPIC)
+        await host.dial(relay.peer, relay.addresses)
+        await eventually(lambda: gossip.neighbours(TOPIC) == [relay.peer], 5)
+        gossip._router.mesh[TOPIC].clear()
+        await gossip.publish(TOPIC, b"early")
+        assert await texts(relay, 1) == [{"from": identity.peer_id, "data": "early"}]
 
 
 async def test_the_oldest_messages_give_way_when_nobody_receives():

@@ -31,6 +31,19 @@ def contain_errors(handler: StreamHandler) -> StreamHandler:
     return contained
 
 
+def contain_task_errors(task: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """Wrap a task of a libp2p service, which would end the service, the host and the node."""
+
+    async def contained(*args: Any) -> None:  # noqa: ANN401
+        try:
+            await task(*args)
+        except Exception:
+            # Root of a task, as far as we are concerned.
+            log.exception("task.failed", task=getattr(task, "__qualname__", repr(task)))
+
+    return contained
+
+
 async def _give_up(net_stream: Any, error: BaseException) -> None:  # noqa: ANN401
     log.error(
         "stream.failed",

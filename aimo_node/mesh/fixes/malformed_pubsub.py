@@ -14,6 +14,7 @@ import structlog
 import trio
 
 from aimo_node.domain.ids import PeerId
+from aimo_node.mesh.fixes.handler_errors import contain_task_errors
 from aimo_node.mesh.fixes.library import BasicHost
 from aimo_node.mesh.fixes.pubsub_library import ID, GossipSub, Message, Pubsub, PubsubNotifee
 
@@ -47,20 +48,26 @@ class SturdyPubsub(Pubsub):  # type: ignore[misc]
         super().__init__(host, router, strict_signing=True)
         self._accepts = accepts
         self._deliver = deliver
+        self._greeting: set[ID] = set()
 
     async def run(self) -> None:
         """Run the service; the tasks it starts end neither it nor the process."""
         start_task = self.manager.run_task
 
         def run_task(task: Callable[..., Awaitable[None]], *args: Any, **options: Any) -> None:  # noqa: ANN401
-            start_task(_contained(task), *args, **options)
+            start_task(contain_task_errors(task), *args, **options)
 
         self.manager.run_task = run_task
         await super().run()
 
     def greet(self, peer_id: ID) -> None:
-        """Take up a peer that was connected before this service ran."""
-        self.manager.run_task(self._handle_new_peer_with_retry, peer_id)
+        """Take up a peer that was connected before this service ran here, or there.
+
+        libp2p tries once, when the connection is made, and gives up if the other side does not
+        speak pubsub yet; from then on it hears that peer, but tells it nothing.
+        """
+        if peer_id not in self.peers:
+            self.manager.run_task(self._handle_new_peer_with_retry, peer_id)
 
     def detach(self) -> None:
         """Leave the host: it tells this service of no more connections and streams."""
@@ -76,6 +83,7 @@ class SturdyPubsub(Pubsub):  # type: ignore[misc]
         if not await self._wait_for_admission(peer_id):
             await stream.reset()
             return
+        self.greet(peer_id)
         try:
             await super().continuously_read_stream(stream)
         except Exception as error:  # noqa: BLE001 (whatever a decoder raises on foreign bytes)
@@ -98,8 +106,14 @@ class SturdyPubsub(Pubsub):  # type: ignore[misc]
             self._deliver(publish_message)
 
     async def _handle_new_peer(self, peer_id: ID) -> None:
-        if await self._wait_for_admission(peer_id):
-            await super()._handle_new_peer(peer_id)
+        if peer_id in self._greeting:
+            return
+        self._greeting.add(peer_id)
+        try:
+            if await self._wait_for_admission(peer_id):
+                await super()._handle_new_peer(peer_id)
+        finally:
+            self._greeting.discard(peer_id)
 
     def _is_admitted(self, peer_id: ID) -> bool:
         return self._accepts(PeerId(peer_id.to_base58()))
@@ -113,26 +127,6 @@ class SturdyPubsub(Pubsub):  # type: ignore[misc]
         return True
 
 
-class SturdyGossipSub(GossipSub):  # type: ignore[misc]
-    """A router whose heartbeat survives its own errors."""
-
-    async def heartbeat(self) -> None:
-        """Beat for ever."""
-        while True:
-            await _contained(super().heartbeat)()
-
-
 def _log_malformed(peer_id: ID, error: Exception) -> None:
     # Without a traceback: the peer decides how often this is written.
     log.warning("gossip.malformed", peer=peer_id.to_base58(), reason=repr(error)[:200])
-
-
-def _contained(task: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-    async def contained(*args: Any) -> None:  # noqa: ANN401
-        try:
-            await task(*args)
-        except Exception:
-            # Root of a task: an error that left here would end the node.
-            log.exception("gossip.failed", task=getattr(task, "__qualname__", repr(task)))
-
-    return contained
