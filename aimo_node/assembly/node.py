@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import random
 import secrets
@@ -13,6 +14,7 @@ import structlog
 import trio
 
 from aimo_node import __version__
+from aimo_node.assembly.incarnation import next_incarnation
 from aimo_node.assembly.membership import join_string, mesh_secret, relays_of
 from aimo_node.config.settings import Settings
 from aimo_node.dispatch.dispatcher import Dispatcher
@@ -21,6 +23,7 @@ from aimo_node.domain.ids import Role
 from aimo_node.domain.join import parse_join
 from aimo_node.domain.models import Descriptor, EngineState, Health, Status
 from aimo_node.domain.ready import ReadyLine
+from aimo_node.errors import NetworkError
 from aimo_node.mesh.announcer import Announcer, Voice
 from aimo_node.mesh.discovery import Discovery
 from aimo_node.mesh.host import HostLimits, MeshHost
@@ -39,6 +42,9 @@ log = structlog.get_logger()
 GC_THRESHOLD: Final = 50_000
 """New objects between collections: the default of 700 costs visible pauses at 1,000 streams."""
 ENGINE_FOLDER: Final = "engine"
+INCARNATION_FILE: Final = "incarnation"
+OWN_LINK_SECONDS: Final = 1.0
+"""Before the link of a node to itself is opened again."""
 ADDRESSES_MAX: Final = limits.DESCRIPTOR_ADDRESSES_MAX
 CLOSE_SECONDS: Final = 2.0
 """For the last GoAways."""
@@ -73,11 +79,11 @@ class Node:
         self._roles = roles
         self._stop = stop
         self._metrics = NodeMetrics()
-        self._incarnation = time.time_ns() // 1_000_000
         self._identity = load_identity(settings.node.identity_file)
         targets = [parse_join(text) for text in settings.mesh.join]
         self._secret = mesh_secret(settings, targets)
         self._engine = _create_engine(settings) if Role.PROVIDER in roles else None
+        self._incarnation = _begin_life(settings) if self._engine else 0
         self._service = (
             ProviderService(self._engine, self._metrics.provider) if self._engine else None
         )
@@ -115,6 +121,7 @@ class Node:
             if self._roles.bit_count() > 1:
                 # roles of one process talk over a link of the node to itself
                 await self._network.connect(self._network.peer)
+                nursery.start_soon(self._keep_own_link)
             url = await self._open_door(nursery)
             self._publish_numbers()
             if await self._wait_until_ready():
@@ -126,6 +133,14 @@ class Node:
                 await self._stop.wait()
             await self._wind_down()
             nursery.cancel_scope.cancel()
+
+    async def _keep_own_link(self) -> None:
+        """It can be lost: a process that was stopped for a while takes itself for dead."""
+        while not self._network.draining:
+            with contextlib.suppress(NetworkError):
+                link = await self._network.connect(self._network.peer)
+                await link.closed.wait()
+            await trio.sleep(OWN_LINK_SECONDS)
 
     def _start_roles(self, nursery: trio.Nursery) -> None:
         if Role.RELAY in self._roles:
@@ -177,6 +192,8 @@ class Node:
                 await door.serve(task_status)
             finally:
                 self._door_closed.set()
+            if not self._closing.is_set():
+                raise RuntimeError("the HTTP server has ended by itself")
 
         url: str = await nursery.start(serve)
         return url
@@ -314,6 +331,10 @@ def _create_engine(settings: Settings) -> Engine:
             served_name=provider.served_name,
         ),
     )
+
+
+def _begin_life(settings: Settings) -> int:
+    return next_incarnation(settings.node.state / INCARNATION_FILE, time.time_ns() // 1_000_000)
 
 
 def _say_progress(line: str) -> None:
