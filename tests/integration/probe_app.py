@@ -4,10 +4,11 @@ client."""
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 import ssl
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,20 @@ from aimo_node.edge.serving.server import HttpServer
 HOST = "127.0.0.1"
 PATIENCE_SECONDS = 10.0
 """For anything that happens at once on an idle machine: generous, since the machine is shared."""
+
+
+AT_ONCE_SECONDS = 0.05
+"""From a consumer's leaving to the end of its handler."""
+
+
+async def quickest(measure: Callable[[], Awaitable[float]]) -> float:
+    """The best of three measurements: the machine may be busy with something else meanwhile."""
+    best = math.inf
+    for _ in range(3):
+        best = min(best, await measure())
+        if best < AT_ONCE_SECONDS:
+            break
+    return best
 
 
 class Probe:

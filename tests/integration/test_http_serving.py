@@ -15,7 +15,15 @@ from aimo_node.edge.serving import hypercorn_parts
 from aimo_node.edge.serving.limits import MEBIBYTE, HttpBinding, HttpLimits
 from aimo_node.edge.serving.server import HttpServer
 from aimo_node.errors import ConfigError, StartError
-from tests.integration.probe_app import HOST, PATIENCE_SECONDS, Probe, run_lifespan, serving
+from tests.integration.probe_app import (
+    AT_ONCE_SECONDS,
+    HOST,
+    PATIENCE_SECONDS,
+    Probe,
+    quickest,
+    run_lifespan,
+    serving,
+)
 
 
 async def test_requests_follow_each_other_on_one_connection() -> None:
@@ -160,18 +168,22 @@ async def test_quart_would_cut_the_stream_had_it_not_been_adapted() -> None:
 )
 async def test_leaving_consumer_cancels_the_handler_at_once(path: str, is_reset: bool) -> None:
     name = path[1:5].rstrip("?")
-    async with serving() as served, await served.connect() as client:
-        await client.get(path)
-        await served.probe.wait_for(f"{name}-begun")
-        if name == "idle":
-            await client.read_until(b"hello")
-        left_at = trio.current_time()
-        if is_reset:
-            client.reset()
-        else:
-            await client.stream.aclose()
-        await served.probe.wait_for(f"{name}-ended")
-        assert served.probe.times[f"{name}-ended"] - left_at < 0.05
+
+    async def measure() -> float:
+        async with serving() as served, await served.connect() as client:
+            await client.get(path)
+            await served.probe.wait_for(f"{name}-begun")
+            if name == "idle":
+                await client.read_until(b"hello")
+            left_at = trio.current_time()
+            if is_reset:
+                client.reset()
+            else:
+                await client.stream.aclose()
+            await served.probe.wait_for(f"{name}-ended")
+            return served.probe.times[f"{name}-ended"] - left_at
+
+    assert await quickest(measure) < AT_ONCE_SECONDS
 
 
 async def test_application_that_never_asks_is_cancelled_when_its_consumer_leaves() -> None:
@@ -200,15 +212,19 @@ async def test_application_that_never_asks_is_cancelled_when_its_consumer_leaves
 @pytest.mark.parametrize("early_bytes", [10, 40_000])
 async def test_leaving_is_noticed_after_a_pipelined_request(early_bytes: int) -> None:
     """Hypercorn stops reading there, and an idle generator then runs on for nobody."""
-    async with serving() as served, await served.connect() as client:
-        await client.get("/idle")
-        await client.read_until(b"hello")
-        await client.get("/json?q=" + "x" * early_bytes)
-        await trio.testing.wait_all_tasks_blocked()
-        left_at = trio.current_time()
-        await client.stream.aclose()
-        await served.probe.wait_for("idle-ended")
-        assert served.probe.times["idle-ended"] - left_at < 0.05
+
+    async def measure() -> float:
+        async with serving() as served, await served.connect() as client:
+            await client.get("/idle")
+            await client.read_until(b"hello")
+            await client.get("/json?q=" + "x" * early_bytes)
+            await trio.testing.wait_all_tasks_blocked()
+            left_at = trio.current_time()
+            await client.stream.aclose()
+            await served.probe.wait_for("idle-ended")
+            return served.probe.times["idle-ended"] - left_at
+
+    assert await quickest(measure) < AT_ONCE_SECONDS
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs POLLRDHUP")

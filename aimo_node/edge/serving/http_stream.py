@@ -21,7 +21,7 @@ STREAM_ID = 1
 _ANSWERING = ASGIHTTPState.RESPONSE  # a plain name: an enumeration is looked up by hash
 
 
-class HttpStream(HTTPStream):  # type: ignore[misc] # Hypercorn is not followed by the type checker
+class HttpStream(HTTPStream):  # type: ignore[misc]
     """Hypercorn's stream, which describes the request to the application, with a short way for the
     answer.
 

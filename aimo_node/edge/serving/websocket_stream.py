@@ -21,7 +21,7 @@ from aimo_node.edge.serving.state import ServingState
 STREAM_ID = 1
 
 
-class WebSocketStream(WSStream):  # type: ignore[misc] # Hypercorn is not followed by the type checker
+class WebSocketStream(WSStream):  # type: ignore[misc]
     """Hypercorn's WebSocket with bounds: no compression, refused messages end it, errors are
     answered.
 
