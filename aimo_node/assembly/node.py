@@ -43,7 +43,7 @@ GC_THRESHOLD: Final = 50_000
 """New objects between collections: the default of 700 costs visible pauses at 1,000 streams."""
 ENGINE_FOLDER: Final = "engine"
 INCARNATION_FILE: Final = "incarnation"
-OWN_LINK_SECONDS: Final = 1.0
+OWN_LINK_SECONDS: Final = 0.1
 """Before the link of a node to itself is opened again."""
 ADDRESSES_MAX: Final = limits.DESCRIPTOR_ADDRESSES_MAX
 CLOSE_SECONDS: Final = 2.0
