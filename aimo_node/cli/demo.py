@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any, Final
 import click
 
 from aimo_node.cli.demo_nodes import DemoError, DemoNode, DemoNodes
-from aimo_node.cli.edge_client import ChatStream, EdgeClient, EdgeError
+from aimo_node.cli.edge_client import ChatStream, EdgeClient, EdgeError, printable
 from aimo_node.cli.folders import claim_folder
 from aimo_node.cli.interrupts import InterruptGate
 
@@ -47,6 +49,7 @@ def command(*, once: bool, question: str, as_json: bool, state: str | None) -> N
       aimo demo --question 'What is the capital of France?'
     """
     folder = _folder(state)
+    question = printable(question)
     with (
         claim_folder(folder),
         InterruptGate() as gate,
@@ -196,6 +199,15 @@ def _report(text: str, answer: ChatStream, since_start: float) -> dict[str, Any]
     }
 
 
+def program_name() -> str:
+    """What this person types for `aimo`; scripts/quickstart puts nothing on their path."""
+    beside = Path(sys.executable).with_name("aimo")
+    if shutil.which("aimo") is not None or not beside.exists():
+        return "aimo"
+    here = Path.cwd()
+    return str(beside.relative_to(here) if beside.is_relative_to(here) else beside)
+
+
 def _next_steps(url: str) -> str:
     """A shell line and a program that work as they stand, with the demo's own port."""
     body = json.dumps(
@@ -215,6 +227,6 @@ stream = client.chat.completions.create(model="{MODEL}", messages=messages, stre
 for chunk in stream:
     print(chunk.choices[0].delta.content or "", end="", flush=True)
 
-or talk to it: aimo chat {MODEL} --edge {url}
+or talk to it: {program_name()} chat {MODEL} --edge {url}
 
 Ctrl-C ends the demo."""

@@ -147,6 +147,8 @@ class NodeRunner:
         async with self._signals_watched():
             with self._scope:
                 settings = await self._resolve_joins()
+                if not settings.mesh.join and Role.RELAY not in self._roles:
+                    _log.warning("mesh.alone", hint="nobody finds this node: give it --join")
                 if not self._stop.is_set():
                     await program(settings, self._roles, stop=self._stop, on_ready=self._on_ready)
 

@@ -25,6 +25,9 @@ STABLE_SECONDS: Final = 5.0
 """A link that ends sooner counts as a failure: else two nodes with one identity, which take each
 other's place at the relay, would do so ten times a second."""
 
+_REFUSED_US: Final = "is the join string, or --mesh-secret-file, the one of this relay?"
+_NO_RELAY: Final = "does the relay run, and can this machine reach its port?"
+
 
 class Joiner:
     """Keeps links to the relays of a mesh."""
@@ -68,7 +71,10 @@ class Joiner:
                 nursery.start_soon(_first, self._refused, nursery.cancel_scope)
         if not self._joined.is_set():
             problem = next(iter(self._problems.values()), "no answer")
-            raise JoinFailed(f"cannot join the mesh: {problem}")
+            is_refused = isinstance(problem, PermissionDenied)
+            raise JoinFailed(
+                f"cannot join the mesh: {problem}; " + (_REFUSED_US if is_refused else _NO_RELAY)
+            )
 
     async def _keep(self, relay: PeerId, addresses: Sequence[str]) -> None:
         failures = 0

@@ -188,3 +188,22 @@ def test_the_end_of_stdin_is_a_sigterm(monkeypatch: pytest.MonkeyPatch) -> None:
         assert run(program, Launch(watch_stdin=True)) == 0
     finally:
         os.close(reader)
+
+
+@pytest.mark.parametrize(
+    ("roles", "join", "is_told"),
+    [
+        (Role.EDGE, (), True),
+        (Role.PROVIDER, (), True),
+        (Role.EDGE, (JOIN,), False),
+        (Role.RELAY, (), False),
+        (Role.RELAY | Role.EDGE, (), False),
+    ],
+)
+def test_a_node_that_nobody_can_find_says_so(
+    roles: Role, join: tuple[str, ...], is_told: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An edge without `--join` is ready and stays empty: else people look long for the cause."""
+    settings = Settings(mesh=MeshSettings(join=join))
+    assert NodeRunner(settings, roles, Launch()).run(obedient) == 0
+    assert ("give it --join" in capsys.readouterr().err) is is_told
