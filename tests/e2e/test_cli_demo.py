@@ -165,7 +165,8 @@ def test_a_signal_during_the_start_leaves_no_process(
     assert "Traceback" not in stdout + stderr
     assert wait_until(lambda: processes_of(folder) == []), processes_of(folder)
     if number == signal.SIGINT:
-        assert process.returncode == 130
+        # Before anything runs the signal itself may end it, which a shell reports as 130, too.
+        assert process.returncode in {130, -signal.SIGINT}
         assert leftovers(folder) == []
 
 
