@@ -6,11 +6,27 @@ Pure: the same request, table and time give the same decision.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import itemgetter
+from typing import Final, TypeAlias
 
 from aimo_node.domain.ids import Endpoint, ModelName, PeerId
 from aimo_node.domain.models import Health
 from aimo_node.routing.table import ProviderEntry, RoutingTable
+
+CANDIDATES_MAX: Final = 8
+"""More than anybody tries for one request."""
+PROMISING_MAX: Final = 16
+"""With so many to choose from, looking further gains nothing."""
+LOOKED_AT_MAX: Final = 128
+"""Of those who could take the request at all: when so many are busy, all are."""
+_Rank: TypeAlias = tuple[bool, bool, float, float, bool, int]
+"""In trouble, silent, penalty, occupancy, without a link, when it was chosen last."""
+_PROMISING: Final[_Rank] = (False, False, 0.0, 0.5, False, 0)
+"""Healthy and less than half full: those with a link are filled so far before others are dialled,
+if there are many."""
+_by_rank: Final = itemgetter(0)
 
 
 class Verdict(enum.StrEnum):
@@ -44,7 +60,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """The outcome: who to try in which order, and who was left out why."""
+    """The outcome: who to try in which order, and who was left out why, of those looked at."""
 
     candidates: tuple[Candidate, ...]
     excluded: tuple[tuple[PeerId, Verdict], ...]
@@ -56,47 +72,54 @@ def choose(request: RouteRequest, table: RoutingTable, now: float) -> Decision:
     """Order the providers of a model: healthy before degraded, unsuspected before suspect,
     those without recent failures first, then by load, then whoever waited longest.
 
-    A provider that is in trouble comes last and not never: it may be the only one.
+    A provider that is in trouble comes last and not never: it may be the only one. Of many it
+    looks at a few, at others the next time: the best of sixteen is as good as the best of all.
     """
     pinned = table.get(request.provider) if request.provider is not None else None
+    entries: Iterable[ProviderEntry] = table.in_turn(request.model)
     if request.provider is not None:
-        entries = [pinned] if pinned is not None else []
-    else:
-        entries = table.serving(request.model)
-    ranked: list[tuple[tuple[float, ...], ProviderEntry]] = []
+        entries = () if pinned is None else (pinned,)
+    ranked: list[tuple[_Rank, ProviderEntry]] = []
     excluded: list[tuple[PeerId, Verdict]] = []
+    promising = 0
     for entry in entries:
         verdict = _verdict(entry, request)
-        if verdict is None:
-            ranked.append((_rank(entry, now), entry))
-        else:
+        if verdict is not None:
             excluded.append((entry.peer, verdict))
-    ranked.sort(key=lambda pair: pair[0])
+            continue
+        rank = _rank(entry, now)
+        ranked.append((rank, entry))
+        promising += rank < _PROMISING
+        if promising >= PROMISING_MAX or len(ranked) >= LOOKED_AT_MAX:
+            break
+    ranked.sort(key=_by_rank)
+    best = ranked[:CANDIDATES_MAX]
     return Decision(
-        candidates=tuple(Candidate(entry.peer, _reasons(entry, now)) for _, entry in ranked),
+        candidates=tuple(Candidate(entry.peer, _reasons(entry, now)) for _, entry in best),
         excluded=tuple(excluded),
-        model_known=bool(table.serving(request.model)),
+        model_known=table.knows(request.model),
         provider_known=pinned is not None,
     )
 
 
 def _verdict(entry: ProviderEntry, request: RouteRequest) -> Verdict | None:
-    model = next((m for m in entry.descriptor.models if m.name == request.model), None)
-    if model is None:
-        return Verdict.WRONG_MODEL
-    if request.endpoint not in model.endpoints:
-        return Verdict.WRONG_ENDPOINT
-    return Verdict.OFFLINE if entry.health is Health.OFFLINE else None
+    for model in entry.descriptor.models:
+        if model.name == request.model:
+            if request.endpoint not in model.endpoints:
+                return Verdict.WRONG_ENDPOINT
+            return Verdict.OFFLINE if entry.health is Health.OFFLINE else None
+    return Verdict.WRONG_MODEL
 
 
-def _rank(entry: ProviderEntry, now: float) -> tuple[float, ...]:
+def _rank(entry: ProviderEntry, now: float) -> _Rank:
+    penalty = entry.penalty_until - now
     return (
-        float(entry.health is not Health.HEALTHY),
-        float(entry.suspect),
-        max(0.0, entry.penalty_until - now),
+        entry.health is not Health.HEALTHY,
+        entry.suspect,
+        max(0.0, penalty),
         _occupancy(entry),
-        float(not entry.linked),
-        float(entry.chosen),
+        not entry.linked,
+        entry.chosen,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 from aimo_node.domain.ids import ModelName, PeerId
 from aimo_node.domain.models import Descriptor, EngineState, Health, Load, ModelInfo, Status
@@ -26,7 +26,7 @@ PENALTY_SECONDS_MAX: Final = 60.0
 """A provider that failed is tried last for a while that doubles with each failure in a row."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class ProviderEntry:
     """What is known about one provider. Mutated by the table only."""
 
@@ -64,12 +64,16 @@ class ProviderEntry:
         return max(self.heard.values(), default=0.0)
 
 
+_Group: TypeAlias = dict[PeerId, ProviderEntry]
+
+
 class RoutingTable:
     """Providers by peer id and by model."""
 
     def __init__(self) -> None:
         self._entries: dict[PeerId, ProviderEntry] = {}
-        self._by_model: dict[ModelName, set[PeerId]] = {}
+        self._by_model: dict[ModelName, tuple[_Group, _Group]] = {}
+        """Those with a link, and the others."""
         self._reported: Counter[PeerId] = Counter()
         """How many providers each source reports."""
         self._choices = 0
@@ -86,7 +90,20 @@ class RoutingTable:
 
     def serving(self, model: ModelName) -> list[ProviderEntry]:
         """Everybody who offers the model, in whatever state."""
-        return [self._entries[peer] for peer in self._by_model.get(model, ())]
+        return [entry for group in self._by_model.get(model, ()) for entry in group.values()]
+
+    def knows(self, model: ModelName) -> bool:
+        """Whether anybody offers the model."""
+        return model in self._by_model
+
+    def in_turn(self, model: ModelName) -> Iterator[ProviderEntry]:
+        """As `serving`, those with a link first, and beginning with other ones after each request:
+        who looks at a few of many has seen all of them in the end."""
+        for group in self._by_model.get(model, ()):
+            entries = list(group.values())
+            start = self._choices % len(entries) if entries else 0
+            yield from entries[start:]
+            yield from entries[:start]
 
     def models(self) -> list[ModelInfo]:
         """Each model with a provider that is not offline, once, by name."""
@@ -114,8 +131,7 @@ class RoutingTable:
             entry.failures, entry.penalty_until = 0, 0.0
         self._unlist(entry)
         entry.descriptor = descriptor
-        for model in descriptor.models:
-            self._by_model.setdefault(model.name, set()).add(entry.peer)
+        self._enlist(entry)
         return True
 
     def report(self, source: PeerId, status: Status, now: float) -> None:
@@ -163,14 +179,18 @@ class RoutingTable:
         """A link to the provider is open."""
         entry = self._entries.get(peer)
         if entry is not None:
+            self._unlist(entry)
             entry.linked, entry.suspect, entry.draining, entry.path = True, False, False, path
+            self._enlist(entry)
             self._hear(entry, peer, now)
 
     def unlinked(self, peer: PeerId) -> None:
         """The link to the provider is gone; relays may still report it."""
         entry = self._entries.get(peer)
         if entry is not None:
+            self._unlist(entry)
             entry.linked, entry.suspect, entry.draining, entry.path = False, False, False, ""
+            self._enlist(entry)
             self.forget(peer, peer)
 
     def link_state(self, peer: PeerId, *, suspect: bool, draining: bool) -> None:
@@ -218,12 +238,17 @@ class RoutingTable:
         if not self._reported[source]:
             del self._reported[source]
 
+    def _enlist(self, entry: ProviderEntry) -> None:
+        for model in entry.descriptor.models:
+            groups = self._by_model.setdefault(model.name, ({}, {}))
+            groups[not entry.linked][entry.peer] = entry
+
     def _unlist(self, entry: ProviderEntry) -> None:
         for model in entry.descriptor.models:
-            peers = self._by_model.get(model.name)
-            if peers is not None:
-                peers.discard(entry.peer)
-                if not peers:
+            groups = self._by_model.get(model.name)
+            if groups is not None:
+                groups[not entry.linked].pop(entry.peer, None)
+                if not any(groups):
                     del self._by_model[model.name]
 
     def _remove(self, entry: ProviderEntry) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aimo_node.domain.ids import Endpoint, ModelName, PeerId
 from aimo_node.domain.models import Descriptor, EngineState, Health, Load, ModelInfo, Status
-from aimo_node.routing.policy import RouteRequest, Verdict, choose
+from aimo_node.routing.policy import CANDIDATES_MAX, RouteRequest, Verdict, choose
 from aimo_node.routing.table import RoutingTable
 
 RELAY = PeerId("relay")
@@ -106,3 +106,38 @@ def test_an_unknown_model_has_no_candidates() -> None:
     decision = choose(RouteRequest(ModelName("large")), table_of(a=0), 0.0)
     assert not decision.candidates
     assert not decision.model_known
+
+
+def test_a_decision_among_a_thousand_looks_at_a_few_and_over_time_at_all() -> None:
+    table = table_of(**{f"p{number}": 0 for number in range(1000)})
+    chosen = set()
+    for _ in range(1000):
+        first = order(table)[0]
+        chosen.add(first)
+        table.begun(PeerId(first))
+        table.ended(PeerId(first), failed=False, now=0.0)
+    assert len(order(table)) <= CANDIDATES_MAX
+    assert len(chosen) > 900
+
+
+def test_the_one_that_can_is_found_among_a_thousand_that_cannot() -> None:
+    table = table_of(**{f"p{number}": 0 for number in range(1000)})
+    for number in range(1000):
+        if number != 777:
+            status = Status(PeerId(f"p{number}"), 1, 2, Health.OFFLINE, Load())
+            table.report(RELAY, status, 0.0)
+    assert order(table) == ["p777"]
+
+
+def test_among_many_those_with_a_link_are_half_filled_before_others_are_dialled() -> None:
+    table = table_of(**{f"p{number}": 0 for number in range(200)})
+    linked = {f"p{number}" for number in range(100, 120)}
+    for name in linked:
+        table.linked(PeerId(name), "direct", 0.0)
+    for _ in range(20 * 4):
+        first = order(table)[0]
+        assert first in linked
+        table.begun(PeerId(first))
+    for name in linked:
+        table.unlinked(PeerId(name))  # nobody reports them as linked any more
+    assert order(table)[0] not in linked
