@@ -60,6 +60,22 @@ async def test_pipelined_request_in_pieces_is_answered_after_the_running_stream(
         assert json.loads(second.body)["bytes"] == 5
 
 
+async def test_large_body_pipelined_behind_a_stream_arrives_whole() -> None:
+    """More than is kept: reading stops meanwhile, and goes on after the stream."""
+    async with (
+        serving() as served,
+        await served.connect() as client,
+        trio.open_nursery() as nursery,
+    ):
+        await client.get("/sse?n=3&seconds=0.05")
+        await served.probe.wait_for("sse-begun")
+        chunks = b"2\r\nxx\r\n" * 100_000 + b"0\r\n\r\n"
+        head = b"POST /echo HTTP/1.1\r\nhost: p\r\ntransfer-encoding: chunked\r\n\r\n"
+        nursery.start_soon(client.send, head + chunks)
+        assert (await client.answer()).body.count(b"data:") == 3
+        assert json.loads((await client.answer("POST")).body)["bytes"] == 200_000
+
+
 async def test_expected_continue_is_granted_before_the_body() -> None:
     async with serving() as served, await served.connect() as client:
         await client.send(

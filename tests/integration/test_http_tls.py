@@ -65,6 +65,16 @@ async def test_end_of_a_closed_connection_is_authenticated(tls: Tls) -> None:
         await stream.aclose()
 
 
+async def test_refusal_is_readable_though_the_body_is_not_read(tls: Tls) -> None:
+    async with serving(tls=tls) as served, await served.connect() as client:
+        await client.send(b"POST /refuse HTTP/1.1\r\nhost: p\r\ncontent-length: 3000000\r\n\r\n")
+        await client.send(b"x" * 300_000)
+        assert status_of(await client.read_until(b"\r\n")) == 401
+        await client.send(b"x" * 300_000)  # still taken, and thrown away
+        await client.send(b"x" * 300_000)
+        assert await client.read_to_end()
+
+
 async def test_plain_http_and_nonsense_are_refused_and_others_served(tls: Tls) -> None:
     async with serving(tls=tls) as served:
         for data in (b"GET /json HTTP/1.1\r\nhost: p\r\n\r\n", b"\x16\x03\x01\xff\xff" + b"x" * 99):

@@ -263,6 +263,7 @@ class Http1Protocol:
             early, self._early = self._early, b""
             await self._consume(early)
         self._is_parsing = False
+        self._owner.resume()
 
     async def _send_event(self, event: Event) -> None:
         """Takes what Hypercorn's WebSocket stream has to say."""

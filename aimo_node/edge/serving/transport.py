@@ -175,7 +175,8 @@ class Transport:
     def widen_if_stalled(self) -> None:
         """Makes room in the kernel for the last words to a consumer that does not read."""
         if self._lock.locked() and not self.closed:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_LAST_BYTES)
+            with contextlib.suppress(OSError):  # not worth a word: the connection ends anyway
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_LAST_BYTES)
 
     async def _write_in_turn(self, data: bytes) -> None:
         await self._lock.acquire()
