@@ -187,13 +187,20 @@ class NodeRunner:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(give_up_on_stop)
             try:
-                settings = await resolve_joins(settings, lambda line: click.echo(line, err=True))
+                settings = await resolve_joins(settings, self._say_waiting)
             except StartError as error:  # raised below, outside of the nursery's group
                 failure = error
             nursery.cancel_scope.cancel()
         if failure is not None:
             raise failure
         return settings
+
+    def _say_waiting(self, line: str) -> None:
+        """For a person; as an event where a program reads the log, each of whose lines is JSON."""
+        if self._settings.log.format == "json":
+            _log.info("join.waiting", progress=line)
+        else:
+            click.echo(line, err=True)
 
     def _on_ready(self, ready: ReadyLine) -> None:
         if self._launch.join_file is not None and ready.join:
@@ -205,7 +212,10 @@ class NodeRunner:
     def _explain(self, error: BaseException) -> int:
         start_error = _find(error, StartError)
         if isinstance(start_error, StartError):
-            click.echo(f"aimo: {start_error}", err=True)
+            if self._settings.log.format == "json":
+                _log.error("node.not_started", reason=str(start_error))
+            else:
+                click.echo(f"aimo: {start_error}", err=True)
             return start_error.exit_code
         if _find(error, KeyboardInterrupt) is not None:
             return INTERRUPTED

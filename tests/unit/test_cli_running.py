@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import stat
+import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -106,6 +107,28 @@ def test_a_node_that_cannot_start_says_one_sentence(
 
     assert run(failing) == code
     assert capsys.readouterr() == ("", "aimo: fix\n")
+
+
+def test_with_json_every_line_of_the_log_is_json_also_when_nothing_starts(tmp_path: Path) -> None:
+    wrong = ("edge", "--http", "127.0.0.1:0", "--join", "/ip4/127.0.0.1/udp/1/p2p/" + PEER)
+    unready = ("relay", "--listen", "/ip4/127.0.0.1/udp/1/quic-v1")
+    late = ("edge", "--http", "127.0.0.1:0", "--join", f"@{tmp_path}/join")
+    (tmp_path / "join").write_text("")
+    for arguments, stops, code in ((wrong, False, 2), (unready, False, 2), (late, True, 130)):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "aimo_node", *arguments, "--state", str(tmp_path / "state")]
+            + ["--log-format", "json", "--config", os.devnull],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stderr is not None
+        with process:
+            lines = [process.stderr.readline()]
+            if stops:
+                process.send_signal(signal.SIGINT)
+            lines += process.stderr.readlines()
+        assert process.returncode == code
+        assert all("event" in json.loads(line) for line in lines), lines
 
 
 def test_a_bug_exits_with_1_and_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
