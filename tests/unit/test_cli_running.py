@@ -114,10 +114,10 @@ def test_with_json_every_line_of_the_log_is_json_also_when_nothing_starts(tmp_pa
     unready = ("relay", "--listen", "/ip4/127.0.0.1/udp/1/quic-v1")
     late = ("edge", "--http", "127.0.0.1:0", "--join", f"@{tmp_path}/join")
     (tmp_path / "join").write_text("")
+    flags = ("--state", str(tmp_path / "state"), "--log-format", "json", "--config", os.devnull)
     for arguments, stops, code in ((wrong, False, 2), (unready, False, 2), (late, True, 130)):
         process = subprocess.Popen(
-            [sys.executable, "-m", "aimo_node", *arguments, "--state", str(tmp_path / "state")]
-            + ["--log-format", "json", "--config", os.devnull],
+            [sys.executable, "-m", "aimo_node", *arguments, *flags],
             stderr=subprocess.PIPE,
             text=True,
         )
