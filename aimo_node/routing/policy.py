@@ -107,7 +107,7 @@ def _verdict(entry: ProviderEntry, request: RouteRequest) -> Verdict | None:
         if model.name == request.model:
             if request.endpoint not in model.endpoints:
                 return Verdict.WRONG_ENDPOINT
-            return Verdict.OFFLINE if entry.health is Health.OFFLINE else None
+            return None if entry.available else Verdict.OFFLINE
     return Verdict.WRONG_MODEL
 
 

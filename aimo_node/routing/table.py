@@ -54,6 +54,14 @@ class ProviderEntry:
         return self.status.health if self.status is not None else Health.HEALTHY
 
     @property
+    def available(self) -> bool:
+        """Whether a request may be sent there. A relay's word alone does not rule out a provider
+        that this node has a link to: heartbeats are not signed."""
+        if self.draining or self.descriptor.engine_state is not EngineState.RUNNING:
+            return False
+        return self.linked or self.status is None or self.status.health is not Health.OFFLINE
+
+    @property
     def load(self) -> Load:
         """Load by its last heartbeat."""
         return self.status.load if self.status is not None else Load()

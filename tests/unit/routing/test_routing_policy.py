@@ -141,3 +141,12 @@ def test_among_many_those_with_a_link_are_half_filled_before_others_are_dialled(
     for name in linked:
         table.unlinked(PeerId(name))  # nobody reports them as linked any more
     assert order(table)[0] not in linked
+
+
+def test_a_relay_cannot_talk_an_edge_out_of_a_provider_it_is_linked_to() -> None:
+    table = table_of(slandered=0, busy=9)
+    table.linked(PeerId("slandered"), "direct", 0.0)
+    table.report(RELAY, Status(PeerId("slandered"), 1, 2, Health.OFFLINE, Load()), 0.0)
+    assert order(table) == ["busy", "slandered"]
+    table.unlinked(PeerId("slandered"))
+    assert order(table) == ["busy"]
