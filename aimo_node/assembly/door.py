@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -44,6 +44,8 @@ class Door:
             raise ValueError("no HTTP door is configured")
         server = HttpServer()
         limits = HttpLimits()
+        if edge.behind_proxy:  # every consumer comes from the proxy's address
+            limits = replace(limits, connections_per_address_max=limits.connections_max)
         if self.inference is None:
             app = create_health_app(self._edge_settings(bind[0], limits), self.vitals)
         else:

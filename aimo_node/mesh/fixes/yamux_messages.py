@@ -150,7 +150,7 @@ class YamuxConnection(IMuxedConn):  # type: ignore[misc]
         await trio.lowlevel.checkpoint()
 
     def close_now(self) -> None:
-        """Close at once: every stream breaks off, every waiting task is woken."""
+        """Close at once and wake every waiting task; what has arrived can still be read."""
         if self._closed:
             return
         self._closed = True
@@ -158,7 +158,8 @@ class YamuxConnection(IMuxedConn):  # type: ignore[misc]
         self._wire.close()
         self._arrivals.close()
         for stream in list(self._streams.values()):
-            self.abandon(stream)
+            self._remove(stream)
+            stream.lose_connection()
         self._scope.cancel()
 
     # --- what streams tell -------------------------------------------------------------------

@@ -49,6 +49,7 @@ class YamuxStream(IMuxedStream):  # type: ignore[misc]
         self._credit_waiter: trio.lowlevel.Task | None = None
         self._turn: trio.Lock | None = None
         self._discarding = False
+        self._is_dropped = False
 
     # --- reading -----------------------------------------------------------------------------
 
@@ -62,10 +63,10 @@ class YamuxStream(IMuxedStream):  # type: ignore[misc]
         if n == 0:
             return b""
         while not self._chunks:
+            if self.peer_finished and not self._is_dropped:
+                raise MuxedStreamEOF("the peer has finished")
             if self.was_reset:
                 raise MuxedStreamReset("the stream was reset")
-            if self.peer_finished:
-                raise MuxedStreamEOF("the peer has finished")
             await self._wait_for_bytes()
         data = self._take(-1 if n is None else n)
         self.muxed_conn.note_read(self, len(data))
@@ -195,12 +196,20 @@ class YamuxStream(IMuxedStream):  # type: ignore[misc]
 
     def break_off(self) -> int:
         """The stream is dead in both directions; how many unread bytes are dropped."""
-        self.was_reset = True
+        self._is_dropped = True
         dropped = self.unread_bytes
         self._chunks.clear()
+        self.lose_connection()
+        return dropped
+
+    def lose_connection(self) -> None:
+        """Nothing more comes or goes; what has arrived can still be read.
+
+        A peer that finishes and goes away does both in one breath.
+        """
+        self.was_reset = True
         self._wake_reader()
         self._wake_credit_waiter()
-        return dropped
 
     def _wake_reader(self) -> None:
         if self._reader is not None:

@@ -179,6 +179,30 @@ async def test_what_was_sent_before_the_end_can_still_be_read(peer):
         await stream.read()
 
 
+@pytest.mark.parametrize("end", [frames.go_away(frames.GoAwayCode.NORMAL), b""])
+async def test_last_words_outlive_the_connection_they_came_on(peer, end):
+    """A peer that finishes and goes away does both in one breath."""
+    stream = await peer.open()
+    await peer.send(frames.data(1, b"last words"), frames.finish(1), end)
+    if not end:
+        peer.wire.close()
+        await wait_all_tasks_blocked()
+    assert peer.connection.is_closed
+    assert await stream.read() == b"last words"
+    with pytest.raises(MuxedStreamEOF):
+        await stream.read()
+    with pytest.raises(MuxedStreamReset):
+        await stream.write(b"too late")
+
+
+async def test_an_answer_that_breaks_off_is_read_before_the_loss_shows(peer):
+    stream = await peer.open()
+    await peer.send(frames.data(1, b"half an ans"), frames.go_away(frames.GoAwayCode.NORMAL))
+    assert await stream.read() == b"half an ans"
+    with pytest.raises(MuxedStreamReset):
+        await stream.read()
+
+
 async def test_a_reset_is_noticed_by_reader_and_writer(peer):
     stream = await peer.open()
     with pytest.RaisesGroup(MuxedStreamReset):
