@@ -19,6 +19,7 @@ from aimo_node.cli.announcement import announce
 from aimo_node.cli.flags import load_from
 from aimo_node.cli.folders import claim_folder, prepare_join_file, write_join_file
 from aimo_node.cli.joining import resolve_joins
+from aimo_node.cli.open_files import raise_limit
 from aimo_node.config.settings import Settings
 from aimo_node.domain.ids import Role
 from aimo_node.domain.ready import ReadyLine
@@ -83,6 +84,7 @@ def run_command(context: click.Context, roles: Role) -> int:
         with claim_folder(settings.node.state):
             if launch.join_file is not None:
                 prepare_join_file(launch.join_file)
+            raise_limit()
             from aimo_node.assembly.node import run_node
 
             return NodeRunner(settings, roles, launch).run(run_node)
