@@ -50,11 +50,9 @@ class _Number:
     whole: bool = False
 
     def __call__(self, name: str, value: object) -> object:
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-        ):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InvalidRequest(f"{name} must be a number", param=name)
+        if isinstance(value, float) and not math.isfinite(value):
             raise InvalidRequest(f"{name} must be a number", param=name)
         if self.whole and value != int(value):
             raise InvalidRequest(f"{name} must be a whole number", param=name)
@@ -218,15 +216,24 @@ def _read_object(body: bytes) -> dict[str, Any]:
 
 
 def _media_parts(messages: object) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every content part with its path, whatever type it says it has."""
+    """Every content part with its path, whatever type it says it has.
+
+    Raises:
+        InvalidRequest: content of a shape in which an engine might find what is not looked at here.
+    """
     if not isinstance(messages, list | tuple):
         return
     for index, message in enumerate(messages):
         content = message.get("content")
+        path = f"messages[{index}].content"
         if isinstance(content, list):
             for place, part in enumerate(content):
                 if isinstance(part, dict):
-                    yield f"messages[{index}].content[{place}]", part
+                    yield f"{path}[{place}]", part
+                elif not isinstance(part, str):
+                    raise InvalidRequest(f"{path}[{place}] must be an object", param=path)
+        elif not isinstance(content, str | None):
+            raise InvalidRequest(f"{path} must be a string or a list of parts", param=path)
 
 
 def _check_media(path: str, part: dict[str, Any], limits: OwnerLimits) -> None:

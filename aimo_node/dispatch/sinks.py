@@ -88,15 +88,16 @@ class WholeSink:
 
     def __init__(self, incoming: IncomingRequest) -> None:
         self._incoming = incoming
-        self._text: list[str] = []
+        self._text: list[bytes] = []
         self._json: bytes | None = None
         self._size = 0
         self.finished = False
 
     def text(self, delta: str) -> None:
         """Append plain text."""
-        self._grow(len(delta) * 4)
-        self._text.append(delta)
+        piece = delta.encode(errors="replace")  # an engine may cut a surrogate pair in two
+        self._grow(len(piece))
+        self._text.append(piece)
 
     def json(self, choices: bytes) -> None:
         """The whole answer, as ``choices`` or ``data``."""
@@ -119,7 +120,7 @@ class WholeSink:
         if self._json is not None:
             self._incoming.respond(ContentType.JSON, self._json, finish)
         else:
-            self._incoming.respond(ContentType.TEXT, "".join(self._text).encode(), finish)
+            self._incoming.respond(ContentType.TEXT, b"".join(self._text), finish)
 
     @property
     def congested(self) -> bool:

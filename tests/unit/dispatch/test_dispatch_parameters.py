@@ -134,3 +134,21 @@ def test_any_json_is_read_or_refused_in_the_callers_terms(fields: dict[str, Any]
         return
     assert name
     assert set(kept) <= set(fields)
+
+
+@pytest.mark.parametrize("number", ["9" * 400, "-" + "9" * 400])
+def test_number_beyond_all_ranges_is_pulled_into_them(number: str) -> None:
+    body = b'{"model": "m", "messages": [{"content": "hi"}], "seed": %b}' % number.encode()
+    _, kept = read_parameters(Endpoint.CHAT, body, OwnerLimits())
+    assert abs(kept["seed"]) >= 2**63 - 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"type": "image_url", "image_url": {"url": "http://10.0.0.1/"}}, 5, [["image_url"]], [None]],
+)
+def test_content_of_a_shape_nobody_looks_into_is_refused(content: object) -> None:
+    """An engine that takes a lone part would fetch its URL from the owner's network."""
+    with pytest.raises(InvalidRequest) as caught:
+        read(messages=[{"role": "user", "content": content}])
+    assert caught.value.param == "messages[0].content"

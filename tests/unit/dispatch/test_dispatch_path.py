@@ -269,3 +269,9 @@ async def test_two_consumers_never_share_a_cache_salt() -> None:
             )
         salts = [request.salt for request in made.engines["a"].requests]
         assert salts[0] == salts[2] != salts[1]
+
+
+async def test_whole_answer_with_half_a_character_in_it_arrives() -> None:
+    async with bench("a") as made:
+        made.engines["a"].answer = ("so ", "\ud83d", " it is")
+        assert said(await read(made, ask(stream=False))) == "so ? it is"
