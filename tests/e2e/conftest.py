@@ -4,6 +4,7 @@ A relay, an edge and a provider of the model ``echo`` run for the whole session.
 stops or fills a provider starts one of its own under a model name of its own.
 """
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,13 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.e2e.mesh import Mesh, until_known
+from aimo_node.domain.join import JoinTarget, format_join
+from tests.e2e.mesh import LOOPBACK, Mesh, until_known
 from tests.e2e.node_process import NodeProcess
 
 STREAMS_MAX = "2000"
+NOBODY = "/ip4/127.0.0.1/tcp/9/p2p/12D3KooWJWoaqZhDaoEFshF7Rh1bpY9ohihFhzcW6d69Lr2NASuq"
+"""An address at which nobody listens."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,18 @@ class SharedMesh:
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedMesh]:
+def hopeless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[NodeProcess, float]]:
+    """A node whose relay does not exist, and when it was started, in monotonic time."""
+    mesh = Mesh(tmp_path_factory.mktemp("hopeless"))
+    try:
+        join = ("--join", format_join(JoinTarget((NOBODY,), b"s" * 32)), "--listen", LOOPBACK)
+        yield mesh.start("hopeless", "edge", "--http", "127.0.0.1:0", *join), time.monotonic()
+    finally:
+        mesh.end()
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory, hopeless: object) -> Iterator[SharedMesh]:
     """The shared mesh, all three ready."""
     mesh = Mesh(tmp_path_factory.mktemp("shared"))
     try:
