@@ -116,6 +116,8 @@ class Link:
         """Set once the last word is written and the stream is closed."""
         self.close_code = CloseCode.Normal
         self.close_message = ""
+        self.is_lost = False
+        """Whether it ended without a GoAway from either side."""
         self._ended_by_peer = False
         self._observer = observer
         self._handler = handler
@@ -218,7 +220,7 @@ class Link:
             if data and not self.stream.write_nowait(data):
                 self._unwritten = data
         except NetworkError as error:
-            self._handle(self.session.connection_lost(str(error)))
+            self._lose(str(error))
         else:
             self.bytes_out += len(data)
         if self._unwritten or self.session.has_output or self.session.closed:
@@ -231,10 +233,10 @@ class Link:
             try:
                 data = await stream.read(READ_BYTES)
             except NetworkError as error:
-                self._handle(session.connection_lost(str(error)))
+                self._lose(str(error))
                 return
             if not data:
-                self._handle(session.connection_lost("the peer closed the connection"))
+                self._lose("the peer closed the connection")
                 return
             self.bytes_in += len(data)
             self._handle(session.receive_data(data, trio.current_time()))
@@ -264,7 +266,7 @@ class Link:
                     self._unwritten = b""
                     continue
             except NetworkError as error:
-                self._handle(session.connection_lost(str(error)))
+                self._lose(str(error))
                 await stream.reset()
                 return
             self.bytes_out += len(data)
@@ -370,13 +372,19 @@ class Link:
         else:
             served.scope.cancel()
 
+    def _lose(self, message: str) -> None:
+        """The connection is gone."""
+        self.is_lost = not self.session.closed
+        self._handle(self.session.connection_lost(message))
+
     def _end(self, message: str) -> None:
         """Fail what still runs; idempotent."""
         if self.closed.is_set():
             return
         self.closed.set()
         self.settled.set()
-        error = NetworkError(f"the link to the provider was lost: {message}")
+        how = "was lost" if self.is_lost else f"was closed: {message}"
+        error = NetworkError(f"the link to the provider {how}")
         for exchange in list(self._exchanges.values()):
             exchange.fail(error)
         self._exchanges.clear()

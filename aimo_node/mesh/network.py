@@ -337,7 +337,8 @@ class MeshNetwork:
             log.debug("link.refused", peer=link.peer, code=code.name, reason=message)
             return
         del self._links[link.peer]
-        log.info("link.closed", peer=link.peer, code=code.name, reason=message)
+        said = "lost" if link.is_lost else code.name
+        log.info("link.closed", peer=link.peer, code=said, reason=message)
         for observer in self._observers:
             observer.link_closed(link, code, message)
 
