@@ -16,8 +16,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from http import HTTPStatus
+from http.client import HTTPConnection
 from pathlib import Path
 
 from benchmarks.machine import describe_machine
@@ -28,6 +30,7 @@ MODEL = "mock"
 LOADS = (
     Load("json x1", 1),
     Load("json x64", 64),
+    Load("first token", 1, 0, 3),
     Load("1 x 10 ms", 1, 10_000),
     Load("64 x 10 ms", 64, 10_000),
     Load("256 x 10 ms", 256, 10_000),
@@ -36,7 +39,7 @@ LOADS = (
     Load("1000 x 40 ms", 1000, 40_000),
     Load("16 flat out", 16, 0, 400),
 )
-QUICK = ("json x64", "1 x 10 ms", "256 x 10 ms", "256 x 40 ms")
+QUICK = ("json x64", "first token", "256 x 10 ms", "256 x 40 ms")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,27 @@ def running_mesh(folder: Path, provider_arguments: list[str]) -> Iterator[Mesh]:
             node.wait_ready()
         _wait_for_model(port)
         yield Mesh(port, edge, provider, time.perf_counter() - started)
+
+
+def cold_start(folder: Path) -> float:
+    """Seconds from starting another edge of a running mesh to its first answer."""
+    port = free_port()
+    body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "hi"}]})
+    started = time.perf_counter()
+    join = ["--join", f"@{folder / 'join'}"]
+    (folder / "cold").mkdir()
+    node = NodeProcess(folder / "cold", "edge", *join, "--http", f"127.0.0.1:{port}")
+    try:
+        while time.perf_counter() - started < 30:
+            with suppress(OSError), closing(HTTPConnection("127.0.0.1", port)) as consumer:
+                headers = {"content-type": "application/json"}
+                consumer.request("POST", "/v1/chat/completions", body, headers)
+                if consumer.getresponse().status == HTTPStatus.OK:
+                    return time.perf_counter() - started
+            time.sleep(0.01)
+    finally:
+        node.stop()
+    sys.exit("the edge does not answer")
 
 
 def _wait_for_model(port: int) -> None:
@@ -159,30 +183,28 @@ def main() -> None:
     names = QUICK if options.quick else [load.name for load in LOADS]
     names = options.only.split(",") if options.only else names
     loads = [load for load in LOADS if load.name in names]
-    seconds = 2.0 if options.quick else options.seconds
-    rows: list[Row] = []
+    engines = ("echo", "openai") if options.engine == "both" else (options.engine,)
     print(describe_machine(), flush=True)
+    rows = compare(loads, engines, 2.0 if options.quick else options.seconds)
+    if options.json:
+        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+
+
+def compare(loads: list[Load], engines: tuple[str, ...], seconds: float) -> list[Row]:
+    """Every load, directly and through each mesh in turn, so that noise falls on all alike."""
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="aimo-path-") as temporary, ExitStack() as stack:
-        folder = Path(temporary)
         upstream = free_port()
         mock = subprocess.Popen([str(build("mock_upstream")), "--port", str(upstream)])
         stack.callback(mock.wait)
         stack.callback(mock.terminate)
         wait_listening(upstream)
         meshes: dict[str, Mesh] = {}
-        if options.engine != "openai":
-            arguments = ["--engine", "echo", "--model", MODEL, "--engine-args", "--stamp"]
-            meshes["mesh, echo"] = stack.enter_context(running_mesh(folder / "echo", arguments))
-        if options.engine != "echo":
-            endpoint = f"http://127.0.0.1:{upstream}/v1"
-            arguments = ["--engine", "openai", "--endpoint", endpoint, "--model", MODEL]
-            meshes["mesh, openai"] = stack.enter_context(running_mesh(folder / "openai", arguments))
-        for way, mesh in meshes.items():
-            edge, provider = used(mesh.edge.pid), used(mesh.provider.pid)
-            print(
-                f"{way}: idle {edge.memory_mb:.0f} MB edge, {provider.memory_mb:.0f} MB provider; "
-                f"three processes from start to first answer {mesh.ready_seconds:.2f} s"
-            )
+        for engine in engines:
+            folder = Path(temporary) / engine
+            mesh = stack.enter_context(running_mesh(folder, engine_arguments(engine, upstream)))
+            meshes[f"mesh, {engine}"] = mesh
+            describe_mesh(engine, mesh, cold_start(folder))
         print(HEADER, flush=True)
         for load in loads:
             direct = measure("direct", upstream, load, seconds)
@@ -192,8 +214,26 @@ def main() -> None:
                 row = measure(way, mesh.port, load, seconds, mesh=mesh)
                 show(row, direct)
                 rows.append(row)
-    if options.json:
-        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1))
+    return rows
+
+
+def engine_arguments(engine: str, upstream: int) -> list[str]:
+    """The provider's arguments: an answer made up in the node, or one from the mock upstream."""
+    if engine == "echo":
+        return ["--engine", "echo", "--model", MODEL, "--engine-args", "--stamp"]
+    endpoint = f"http://127.0.0.1:{upstream}/v1"
+    return ["--engine", "openai", "--endpoint", endpoint, "--model", MODEL]
+
+
+def describe_mesh(engine: str, mesh: Mesh, cold_seconds: float) -> None:
+    """Memory and start-up times."""
+    edge, provider = used(mesh.edge.pid), used(mesh.provider.pid)
+    print(
+        f"mesh, {engine}: idle {edge.memory_mb:.0f} MB edge, {provider.memory_mb:.0f} MB provider; "
+        f"from start to first answer {mesh.ready_seconds:.2f} s for all three at once, "
+        f"{cold_seconds:.2f} s for one more edge",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":
