@@ -9,7 +9,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from tests.e2e.http_client import ask
+from tests.e2e.http_client import ask, stream_chat
 from tests.e2e.mesh import LOOPBACK, Mesh
 from tests.e2e.node_process import NodeProcess, environment, wait_for
 
@@ -63,6 +63,14 @@ async def test_up_is_relay_provider_and_edge_in_one(laptop):
     (view,) = answer.json["data"]
     assert (view["id"], view["path"], view["status"]) == (ready["peer_id"], "local", "healthy")
     assert (await ask(laptop.port, "GET", "/readyz")).status == 200
+
+
+async def test_up_answers_as_soon_as_it_says_that_it_is_ready(own_mesh):
+    """Its edge hears of its own engine like of any other: that has to be over by then."""
+    for number in range(3):
+        flags = ("--engine", "echo", "--model", "echo", "--http", "127.0.0.1:0")
+        node = await own_mesh.start(f"up-{number}", "up", *flags, "--listen", LOOPBACK).ready()
+        assert (await stream_chat(node.port, "echo", max_tokens=2)).is_done
 
 
 async def test_others_join_a_laptop_by_the_string_it_prints(laptop, tmp_path):
