@@ -68,9 +68,9 @@ async def test_up_is_relay_provider_and_edge_in_one(laptop):
 async def test_up_answers_as_soon_as_it_says_that_it_is_ready(own_mesh):
     """Its edge hears of its own engine like of any other: that has to be over by then."""
     for number in range(3):
-        flags = ("--engine", "echo", "--model", "echo", "--http", "127.0.0.1:0")
-        node = await own_mesh.start(f"up-{number}", "up", *flags, "--listen", LOOPBACK).ready()
-        assert (await stream_chat(node.port, "echo", max_tokens=2)).is_done
+        flags = ("--http", "127.0.0.1:0", "--listen", LOOPBACK)
+        node = await own_mesh.start(f"up-{number}", "up", *flags).ready()
+        assert (await stream_chat(node.port, "tiny", QUESTION)).text.strip() == "7"
 
 
 async def test_others_join_a_laptop_by_the_string_it_prints(laptop, tmp_path):
