@@ -34,7 +34,7 @@ def table_of(count: int) -> RoutingTable:
 
 
 def measure(table: RoutingTable, rounds: int) -> tuple[float, float]:
-    """Median and 99th percentile of a decision, in µs of CPU: a busy machine does not stretch it."""
+    """Median and 99th percentile of a decision, in µs of CPU."""
     took = []
     for _ in range(rounds):
         started = time.thread_time()
