@@ -6,7 +6,7 @@ After the first part a failure is final: what was sent cannot be taken back.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Final, Protocol
 
 import structlog
@@ -37,6 +37,9 @@ class Attempter(Protocol):
 
     async def open_exchange(self, peer: PeerId, answer: RoutedAnswer) -> Exchange:
         """Send the request to that provider."""
+
+    def others(self, answer: RoutedAnswer, tried: Set[PeerId]) -> Sequence[Candidate]:
+        """Who may be tried instead, as things are now."""
 
     def attempt_begun(self, peer: PeerId) -> None:
         """The request goes to that provider."""
@@ -74,6 +77,7 @@ class RoutedAnswer:
         """``ok``, ``cancelled`` or the name of the error the consumer heard."""
         self._started_at = trio.current_time()
         self._candidates = list(candidates)
+        self._tried: set[PeerId] = set()
         self._attempter = attempter
         self._exchange: Exchange | None = None
         self._give_up_at = 0.0
@@ -105,6 +109,7 @@ class RoutedAnswer:
     def _next_candidate(self) -> None:
         candidate = self._candidates.pop(0)
         self.provider = candidate.peer
+        self._tried.add(candidate.peer)
         self.attempts += 1
         self._attempting = True
         self._give_up_at = trio.current_time() + OPEN_SECONDS_MAX
@@ -187,6 +192,8 @@ class RoutedAnswer:
             broken = StreamInterrupted(f"the answer broke off: {error.message}")
             self._over(broken, failed=is_fault)
             raise broken from error
+        # Seconds may have passed: some are silent by now, others have come.
+        self._candidates = list(self._attempter.others(self, self._tried))
         if not self._candidates:
             self._over(error, failed=is_fault)
             raise error

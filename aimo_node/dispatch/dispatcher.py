@@ -6,7 +6,7 @@ Owns the routing table, which the mesh feeds with what it hears of providers.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Final, Protocol
 
 import structlog
@@ -25,7 +25,7 @@ from aimo_node.errors import (
     StreamInterrupted,
 )
 from aimo_node.ports.peer_network import Exchange, OutgoingRequest, PeerNetwork
-from aimo_node.routing.policy import Decision, RouteRequest, choose
+from aimo_node.routing.policy import Candidate, Decision, RouteRequest, choose
 from aimo_node.routing.table import ProviderEntry, RoutingTable
 
 log = structlog.get_logger()
@@ -98,15 +98,14 @@ class Dispatcher:
         too_large = self._bodies_bytes + len(request.body) > BODIES_BYTES_MAX
         if too_large or len(self._requests) >= REQUESTS_MAX:
             raise Overloaded("this edge is at its limit", retry_after_seconds=1)
-        pinned, model = split_pinned(request.model)
-        route = RouteRequest(model, request.endpoint, request.provider or pinned)
+        route = _route_of(request)
         now = trio.current_time()
         decision = choose(route, self.table, now)
         if not decision.candidates:
             raise _nobody(route, decision)
         return RoutedAnswer(
             RequestId(uuid.uuid4().bytes),
-            model,
+            route.model,
             decision.candidates[:ATTEMPTS_MAX],
             self,
             deadline=now + request.deadline_seconds,
@@ -131,6 +130,15 @@ class Dispatcher:
             public_id=request.consumer,
         )
         return await self._network.open_exchange(peer, outgoing)
+
+    def others(self, answer: RoutedAnswer, tried: Set[PeerId]) -> Sequence[Candidate]:
+        """Who may be tried instead of those that were, as things are now."""
+        request = self._requests.get(answer)
+        if request is None:
+            return ()
+        decision = choose(_route_of(request), self.table, trio.current_time())
+        untried = [one for one in decision.candidates if one.peer not in tried]
+        return untried[: ATTEMPTS_MAX - answer.attempts]
 
     def attempt_begun(self, peer: PeerId) -> None:
         """A request goes to a provider."""
@@ -185,6 +193,11 @@ class Dispatcher:
     def models(self) -> Sequence[ModelInfo]:
         """Each model some provider serves now, once, by name."""
         return self.table.models()
+
+
+def _route_of(request: InferenceRequest) -> RouteRequest:
+    pinned, model = split_pinned(request.model)
+    return RouteRequest(model, request.endpoint, request.provider or pinned)
 
 
 def _nobody(route: RouteRequest, decision: Decision) -> CodedError:
