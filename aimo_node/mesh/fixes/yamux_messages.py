@@ -158,7 +158,8 @@ class YamuxConnection(IMuxedConn):  # type: ignore[misc]
         self._wire.close()
         self._arrivals.close()
         for stream in list(self._streams.values()):
-            self._remove(stream)
+            if self._remove(stream):
+                self._unread_bytes -= stream.unread_bytes  # they stay with whoever reads them
             stream.lose_connection()
         self._scope.cancel()
 

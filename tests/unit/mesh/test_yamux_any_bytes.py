@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import trio
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aimo_node.mesh.fixes import yamux_frames as frames
@@ -34,6 +34,7 @@ def build_connection() -> YamuxConnection:
     return YamuxConnection(session, tcp, "peer", HostLimits(inbound_streams_max=3))
 
 
+@example([frames.HEADER.pack(0, 0, frames.SYN, 1, 1) + b"x"], False)
 @given(st.lists(st.binary(max_size=60) | FRAMES, max_size=12), st.booleans())
 def test_any_bytes_are_parsed_or_refused(pieces, reset_between):
     async def feed() -> None:
