@@ -264,9 +264,17 @@ class JoinFailed(StartError):
 
 
 class EngineStartFailed(StartError):
-    """The engine did not become ready."""
+    """The engine did not become ready.
+
+    Args:
+        not_installed: a package or program it needs is missing.
+    """
 
     exit_code = 4
+
+    def __init__(self, message: str, *, not_installed: bool = False) -> None:
+        super().__init__(message)
+        self.not_installed = not_installed
 
 
 class ProtocolError(AimoError):

@@ -83,12 +83,10 @@ class Supervisor:
 
     @property
     def health(self) -> Health:
-        """HEALTHY when it answers, DEGRADED when silent or starting, OFFLINE when given up."""
-        if self.state is EngineState.RUNNING and not self._probes_failed:
-            return Health.HEALTHY
-        if self.state in {EngineState.RUNNING, EngineState.STARTING}:
-            return Health.DEGRADED
-        return Health.OFFLINE
+        """HEALTHY when it answers, DEGRADED when silent, OFFLINE when it is not running."""
+        if self.state is not EngineState.RUNNING:
+            return Health.OFFLINE
+        return Health.DEGRADED if self._probes_failed else Health.HEALTHY
 
     async def run(self, progress: Progress) -> None:
         """Keep the child alive until cancelled or killed.
@@ -100,10 +98,10 @@ class Supervisor:
             with self._scope:
                 await self._live_on(progress)
         except EngineStartFailed:
-            self.state = EngineState.FAILED
+            self.state = EngineState.ERROR
             raise
         finally:
-            if self.state is not EngineState.FAILED:
+            if self.state is not EngineState.ERROR:
                 self.state = EngineState.STOPPED
 
     def kill(self) -> None:
@@ -111,7 +109,7 @@ class Supervisor:
         self._scope.cancel()
         if self._child is not None:
             self._child.kill()
-        if self.state is not EngineState.FAILED:
+        if self.state is not EngineState.ERROR:
             self.state = EngineState.STOPPED
 
     async def _live_on(self, progress: Progress) -> NoReturn:

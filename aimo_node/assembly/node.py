@@ -337,5 +337,5 @@ def _begin_life(settings: Settings) -> int:
     return next_incarnation(settings.node.state / INCARNATION_FILE, time.time_ns() // 1_000_000)
 
 
-def _say_progress(line: str) -> None:
-    log.info("engine.starting", progress=line)
+def _say_progress(line: str, state: EngineState = EngineState.STARTING) -> None:
+    log.info("engine.starting", progress=line, state=state.text)

@@ -68,11 +68,11 @@ class ProviderService:
     def engine_state(self) -> EngineState:
         """Where the engine is in its life, as the descriptor says it."""
         if self._draining:
-            return EngineState.DRAINING
+            return EngineState.STOPPING
         if not self._ready:
             return EngineState.STARTING
         health = self._engine.health()
-        return EngineState.FAILED if health is Health.OFFLINE else EngineState.RUNNING
+        return EngineState.ERROR if health is Health.OFFLINE else EngineState.RUNNING
 
     def health(self) -> Health:
         """Whether new requests should come."""

@@ -7,13 +7,13 @@ Contract suite: `aimo_node.testing.engine_contract`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from aimo_node.domain.answer import Usage
 from aimo_node.domain.ids import Endpoint, FinishReason, ModelName, RequestId
-from aimo_node.domain.models import Health, Load, ModelInfo
+from aimo_node.domain.models import EngineState, Health, Load, ModelInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,12 @@ class EngineSettings:
         engine_args: the owner's ``--engine-args``, already split.
         requests_max: concurrent requests the node will send; the engine sizes itself to it.
         api_key_file: a file holding the upstream's key; read by the engine, never logged.
+        api_key_env: name of an environment variable holding it, instead of a file.
         served_name: the name the model has in the mesh, if not the engine's own.
+        models: several models by their name in the mesh, each with the engine's own name; `model`
+            and `served_name` are empty then.
+        media_domains: hosts from which the engine may fetch media; empty forbids remote media.
+        owner_only: only the owner's own edge, on loopback, can reach this node's engines.
     """
 
     state_folder: Path
@@ -35,6 +40,10 @@ class EngineSettings:
     engine_args: Sequence[str] = ()
     requests_max: int = 0
     served_name: str = ""
+    api_key_env: str = ""
+    models: Mapping[str, str] = field(default_factory=dict)
+    media_domains: frozenset[str] = frozenset()
+    owner_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,24 +94,32 @@ class AnswerSink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What an engine offers once it is ready."""
+    """What an engine offers once it is ready.
+
+    Attributes:
+        owner_only: never told to the mesh, served to the owner's own edge alone.
+    """
 
     engine: str
     models: tuple[ModelInfo, ...]
     requests_max: int
     version: str = ""
+    owner_only: bool = False
 
 
-Progress = Callable[[str], None]
-"""Told one line, such as ``loading weights 40 %``, whenever there is news during start."""
+class Progress(Protocol):
+    """Told one line, such as ``loading weights 40 %``, whenever there is news during start."""
+
+    def __call__(self, line: str, state: EngineState = EngineState.STARTING) -> None:
+        """`state` is DOWNLOADING, INSTALLED or STARTING."""
 
 
 class Engine(Protocol):
     """An engine under the node's care.
 
-    Life: `start` once, then `stream` and the others from any task, then `drain`, then `kill`.
-    An engine that dies is restarted by itself with back-off; meanwhile `health` says so and
-    `stream` raises `EngineFailed`.
+    Life: `run` once, then `stream` and the others from any task, then `drain`, then `kill`.
+    An engine that dies is restarted by itself with back-off; meanwhile `health` is OFFLINE and
+    `stream` raises `EngineFailed`. It calls `ready` again after each restart.
     """
 
     async def run(self, ready: Callable[[], None], progress: Progress) -> None:
@@ -135,7 +152,8 @@ class Engine(Protocol):
         """What is offered now; stable between two calls of `ready`."""
 
     def health(self) -> Health:
-        """HEALTHY when it answers, DEGRADED while restarting, OFFLINE when given up."""
+        """HEALTHY when it answers, DEGRADED when it has been silent for a while, OFFLINE while it
+        cannot answer: before it is ready, while it is restarted, and when it was given up."""
 
     def load(self) -> Load:
         """How busy it is right now, by its own account where it gives one."""

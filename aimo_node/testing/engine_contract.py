@@ -17,7 +17,7 @@ import pytest
 import trio
 
 from aimo_node.domain.ids import Endpoint, FinishReason, ModelName, RequestId
-from aimo_node.domain.models import Health
+from aimo_node.domain.models import EngineState, Health
 from aimo_node.errors import (
     CodedError,
     ContextLengthExceeded,
@@ -464,5 +464,5 @@ async def _drain(engine: Engine, drained: trio.Event) -> None:
     drained.set()
 
 
-def _ignore_progress(line: str) -> None:
+def _ignore_progress(line: str, state: EngineState = EngineState.STARTING) -> None:
     """Progress is for people."""

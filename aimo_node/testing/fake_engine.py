@@ -77,7 +77,7 @@ class FakeEngine:
 
     def crash(self) -> None:
         """Every running request fails and new ones do too, until `revive`."""
-        self._health = Health.DEGRADED
+        self._health = Health.OFFLINE
         for scope in list(self._running.values()):
             scope.cancel()
 

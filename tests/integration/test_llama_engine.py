@@ -207,7 +207,7 @@ async def test_killed_child_fails_its_streams_and_comes_back_by_itself(folder):
             await sink.first.wait()
             os.killpg(child.pid, signal.SIGKILL)
         assert sink.end is None
-        await eventually(lambda: engine.health() is Health.DEGRADED, "its death is noticed")
+        await eventually(lambda: engine.health() is Health.OFFLINE, "its death is noticed")
         await eventually(lambda: engine.health() is Health.HEALTHY, "it comes back")
         assert (await answer(engine, request("What is 3+4?"))).written == "7"
 
