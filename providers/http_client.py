@@ -16,6 +16,7 @@ import httpx2
 import trio
 
 from aimo_node.errors import ConfigError, EngineFailed
+from providers.upstream import Headers
 
 CONNECT_SECONDS: Final = 10.0
 CONNECT_RETRIES: Final = 2
@@ -39,6 +40,8 @@ class HttpUpstream:
         requests_max: connections at a time; more wait. The pool itself has no limit, since it
             loses places when a request is cancelled in the wrong moment.
         api_key: sent as bearer token; never part of a message.
+        headers: sent with every request, names in lower case; for services that want their key
+            or a version elsewhere than in a bearer token.
         ca_file: certificates to trust in place of the usual ones.
 
     Raises:
@@ -46,7 +49,13 @@ class HttpUpstream:
     """
 
     def __init__(
-        self, root: str, *, requests_max: int, api_key: str = "", ca_file: Path | None = None
+        self,
+        root: str,
+        *,
+        requests_max: int,
+        api_key: str = "",
+        headers: Mapping[str, str] | None = None,
+        ca_file: Path | None = None,
     ) -> None:
         transport = httpx2.AsyncHTTPTransport(
             verify=_trust(ca_file),
@@ -58,12 +67,12 @@ class HttpUpstream:
             trust_env=False,
             retries=CONNECT_RETRIES,
         )
-        headers = {"accept-encoding": "identity", "user-agent": "aimo-node"}
+        usual = {"accept-encoding": "identity", "user-agent": "aimo-node"}
         if api_key:
-            headers["authorization"] = f"Bearer {api_key}"
+            usual["authorization"] = f"Bearer {api_key}"
         self._client = httpx2.AsyncClient(
             base_url=root,
-            headers=headers,
+            headers={**usual, **(headers or {})},
             transport=transport,
             timeout=httpx2.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS, pool=None),
             follow_redirects=False,
@@ -72,10 +81,13 @@ class HttpUpstream:
         self._limiter = trio.CapacityLimiter(requests_max + PROBES_MAX)
 
     @contextlib.asynccontextmanager
-    async def request(self, method: str, path: str, body: bytes = b"") -> AsyncIterator[HttpReply]:
+    async def request(
+        self, method: str, path: str, body: bytes = b"", headers: Headers = ()
+    ) -> AsyncIterator[HttpReply]:
         """See `Upstream`."""
-        headers = {"content-type": "application/json"} if body else {}
-        request = self._client.build_request(method, path, content=body or None, headers=headers)
+        sent = {"content-type": "application/json"} if body else {}
+        sent.update(headers)
+        request = self._client.build_request(method, path, content=body or None, headers=sent)
         async with self._limiter:
             try:
                 response = await self._client.send(request, stream=True)

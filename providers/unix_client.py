@@ -16,7 +16,7 @@ import trio
 
 from aimo_node.errors import EngineFailed
 from providers.http_body import BodyDecoder, ChunkedBody, SizedBody, UnsizedBody
-from providers.upstream import ANSWER_BYTES_MAX
+from providers.upstream import ANSWER_BYTES_MAX, Headers
 
 RECEIVE_BYTES: Final = 65_536
 HEAD_BYTES_MAX: Final = 16_384
@@ -41,7 +41,9 @@ class UnixUpstream:
             self._headers.append(("authorization", f"Bearer {api_key}"))
 
     @contextlib.asynccontextmanager
-    async def request(self, method: str, path: str, body: bytes = b"") -> AsyncIterator[UnixReply]:
+    async def request(
+        self, method: str, path: str, body: bytes = b"", headers: Headers = ()
+    ) -> AsyncIterator[UnixReply]:
         """See `Upstream`."""
         try:
             stream = await trio.open_unix_socket(str(self._socket))
@@ -49,14 +51,17 @@ class UnixUpstream:
             raise EngineFailed("nobody listens on the engine's socket") from error
         async with stream:
             parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_BYTES_MAX)
-            yield await _exchange_heads(stream, parser, self._head(method, path, body), body)
+            head = self._head(method, path, body, headers)
+            yield await _exchange_heads(stream, parser, head, body)
 
     async def aclose(self) -> None:
         """Nothing is kept open."""
 
-    def _head(self, method: str, path: str, body: bytes) -> h11.Request:
-        headers = [*self._headers, ("content-length", str(len(body)))]
-        if body:
+    def _head(self, method: str, path: str, body: bytes, own: Headers) -> h11.Request:
+        names = {name for name, _ in own}
+        headers = [header for header in self._headers if header[0] not in names]
+        headers += [*own, ("content-length", str(len(body)))]
+        if body and "content-type" not in names:
             headers.append(("content-type", "application/json"))
         return h11.Request(method=method, target=path, headers=headers)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeAlias
 
 import trio
 
@@ -12,6 +12,9 @@ from aimo_node.errors import EngineFailed
 
 ANSWER_BYTES_MAX: Final = 16 << 20
 """A whole answer in one piece; twice the largest request."""
+
+
+Headers: TypeAlias = Sequence[tuple[str, str]]
 
 
 class Reply(Protocol):
@@ -37,13 +40,14 @@ class Upstream(Protocol):
     """A server that speaks HTTP."""
 
     def request(
-        self, method: str, path: str, body: bytes = b""
+        self, method: str, path: str, body: bytes = b"", headers: Headers = ()
     ) -> AbstractAsyncContextManager[Reply]:
         """Ask; inside the context the reply can be read. Leaving it early closes the socket.
 
         Args:
             path: below the server's own root, such as ``/v1/models``.
             body: JSON.
+            headers: of this request alone, names in lower case; they win over the upstream's own.
 
         Raises:
             EngineFailed: nobody there, or not HTTP.
@@ -70,16 +74,22 @@ async def read_all(reply: Reply, bytes_max: int = ANSWER_BYTES_MAX) -> bytes:
 
 
 async def ask_once(
-    upstream: Upstream, path: str, body: bytes = b"", *, timeout_seconds: float = 10
+    upstream: Upstream,
+    path: str,
+    body: bytes = b"",
+    *,
+    timeout_seconds: float = 10,
+    headers: Headers = (),
 ) -> tuple[int, bytes]:
     """Status and whole body of one short request: POST if there is a `body`, else GET.
 
     Raises:
         EngineFailed: no complete answer within `timeout_seconds`.
     """
+    method = "POST" if body else "GET"
     try:
         with trio.fail_after(timeout_seconds):
-            async with upstream.request("POST" if body else "GET", path, body) as reply:
+            async with upstream.request(method, path, body, headers) as reply:
                 return reply.status, await read_all(reply)
     except trio.TooSlowError as error:
         raise EngineFailed(f"no answer to {path} within {timeout_seconds:g} s") from error
