@@ -137,25 +137,39 @@ provider_flags: Callable[[Any], Any] = _stack(
         "provider.engine",
         "--engine",
         metavar="NAME",
-        help="llama (embedded), openai (a server that runs), echo (load tests) or a plug-in's.",
+        help="llama (embedded), vllm (GPU), openai or anthropic (a server that runs), copilot"
+        " (yourself only), echo (load tests) or a plug-in's.",
     ),
     setting_flag(
         "provider.model",
         "--model",
         metavar="M",
-        help="Model to serve; llama without one serves the demo model as 'tiny'.",
+        help="Model to serve; llama without one serves the demo model as 'tiny', an upstream's '*'"
+        " are all it has.",
+    ),
+    setting_flag(
+        "provider.models",
+        "--models",
+        metavar="NAMES",
+        help="Several models, 'fast=gpt-4o-mini,gpt-4o': the name in the mesh, then its own.",
     ),
     setting_flag(
         "provider.endpoint",
         "--endpoint",
         metavar="URL",
-        help="Server that already runs, for --engine openai.",
+        help="Server that already runs, for engines that use one.",
     ),
     setting_flag(
         "provider.api_key_file",
         "--api-key-file",
         metavar="F",
         help="Key for that server; never leaves this machine.",
+    ),
+    setting_flag(
+        "provider.api_key_env",
+        "--api-key-env",
+        metavar="NAME",
+        help="Environment variable with that key, instead of a file.",
     ),
     setting_flag(
         "provider.engine_args",
@@ -169,6 +183,33 @@ provider_flags: Callable[[Any], Any] = _stack(
         type=int,
         metavar="N",
         help="Requests served at the same time.  [default: the engine's choice]",
+    ),
+    setting_flag(
+        "provider.waiting_max",
+        "--waiting-max",
+        type=int,
+        metavar="N",
+        help="Requests that may wait for a place.  [default: 16]",
+    ),
+    setting_flag(
+        "provider.idle_unload",
+        "--idle-unload",
+        metavar="DURATION",
+        help="Unload after so long without a request, such as 10m; loads again on demand.",
+    ),
+    setting_flag(
+        "provider.tokens_max",
+        "--tokens-max",
+        type=int,
+        metavar="N",
+        help="The most tokens one answer may have.",
+    ),
+    setting_flag(
+        "provider.media_domains",
+        "--media-domain",
+        metavar="HOST",
+        multiple=True,
+        help="Host from which the engine may fetch images and such; none by default.",
     ),
     setting_flag(
         "provider.served_name",

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
+from aimo_node.config.provider import EngineOptions, EngineSection
 from aimo_node.config.settings import KEYS, Settings
 from aimo_node.domain.join import JOIN_PREFIX, parse_join
 
@@ -22,9 +23,27 @@ def shown_values(settings: Settings) -> dict[str, Any]:
         section, _, name = key.partition(".")
         values[key] = _plain(getattr(getattr(settings, section), name))
     values["mesh.join"] = [_shown_join(text) for text in settings.mesh.join]
-    values["provider.engine_args"] = _shown_arguments(settings.provider.engine_args)
-    values["provider.endpoint"] = _CREDENTIALS_IN_URL.sub(HIDDEN, settings.provider.endpoint)
+    values.update(
+        {f"provider.{name}": value for name, value in _shown_engine(settings.provider).items()}
+    )
+    engine = settings.provider.engine
+    if not isinstance(engine, str):
+        values["provider.engine"] = [
+            {"name": table.name, **_said(table), **_shown_engine(table)} for table in engine
+        ]
     return values
+
+
+def _said(table: EngineSection) -> dict[str, object]:
+    return {name: _plain(getattr(table, name)) for name in sorted(table.model_fields_set)}
+
+
+def _shown_engine(options: EngineOptions) -> dict[str, object]:
+    """The two that may hold secrets."""
+    return {
+        "engine_args": _shown_arguments(options.engine_args),
+        "endpoint": _CREDENTIALS_IN_URL.sub(HIDDEN, options.endpoint),
+    }
 
 
 def _plain(value: object) -> object:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from aimo_node.config.places import config_folder
+from aimo_node.config.provider import EngineSection
 from aimo_node.config.settings import KEYS, SECTIONS, variable_of
 from aimo_node.errors import ConfigError
 
@@ -20,6 +21,7 @@ FILE_BYTES_MAX: Final = 1024 * 1024
 _PREFIX: Final = "AIMO_"
 _KEY_OF_VARIABLE: Final = {variable_of(key): key for key in KEYS}
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
+_ENGINE_TABLES: Final = "provider.engine"
 _FALSE: Final = frozenset({"0", "false", "no", "off"})
 
 
@@ -77,7 +79,12 @@ def read_file(path: Path) -> Layer:
             key = f"{section}.{name}"
             if key not in KEYS:
                 raise ConfigError(f"{path}: unknown key {key!r}{_suggest(key, KEYS)}")
-            layer.add(key, _from_folder(key, value, path.absolute().parent), f"file {path}")
+            folder = path.absolute().parent
+            if key == _ENGINE_TABLES and isinstance(value, list):
+                found: object = [_engine_table(entry, folder, path) for entry in value]
+            else:
+                found = _from_folder(key, value, folder)
+            layer.add(key, found, f"file {path}")
     return layer
 
 
@@ -132,6 +139,22 @@ def _suggest(word: str, known: Iterable[str]) -> str:
 def _annotation(key: str) -> object:
     section, _, name = key.partition(".")
     return SECTIONS[section].model_fields[name].annotation
+
+
+def _engine_table(entry: object, folder: Path, path: Path) -> object:
+    """One ``[[provider.engine]]``: its keys are those of the section, and ``name``."""
+    if not isinstance(entry, dict):
+        return entry
+    known = sorted(EngineSection.model_fields)
+    for name in entry:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+            raise ConfigError(f"{path}: unknown key {name!r} in [[provider.engine]]{hint}")
+    return {
+        name: _from_folder(f"provider.{name}", value, folder) if name != "name" else value
+        for name, value in entry.items()
+    }
 
 
 def _is_path(key: str) -> bool:

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 
 from aimo_node.config.layers import Layer, find_file, read_environment, read_file
 from aimo_node.config.places import default_state_folder
+from aimo_node.config.provider import FORM_TABLES
 from aimo_node.config.settings import KEYS, KEYS_BY_ROLE, Settings
 from aimo_node.errors import ConfigError
 
@@ -21,6 +22,7 @@ _EXPECTED = {
     "float_type": "expected a number",
     "string_type": "expected a text",
     "tuple_type": "expected a list of texts",
+    "missing": "is missing",
     "is_instance_of": "expected a path",
     "path_type": "expected a path",
 }
@@ -100,4 +102,5 @@ def _explain(details: ErrorDetails, origins: Mapping[str, str]) -> str:
 
 
 def _index(location: Sequence[str]) -> str:
-    return "".join(f"[{part}]" for part in location if part.isdigit())
+    parts = [part for part in location if part != FORM_TABLES]
+    return "".join(f"[{part}]" if part.isdigit() else f".{part}" for part in parts)

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from aimo_node.config.places import default_state_folder
+from aimo_node.config.provider import ProviderSettings
+from aimo_node.config.section import Section
 from aimo_node.config.values import (
     HTTP_OFF,
     Addresses,
-    Arguments,
     HttpAddress,
     Joins,
     LowerCase,
@@ -34,14 +35,6 @@ _RELAY_LISTEN: Final = "/ip4/0.0.0.0/tcp/4001"
 _JOINED_LISTEN: Final = "/ip4/0.0.0.0/tcp/0"
 _LOOPBACK_LISTEN: Final = "/ip4/127.0.0.1/tcp/0"
 _EDGE_HTTP: Final = "127.0.0.1:8000"
-
-
-class Section(BaseModel):
-    """One table of `aimo.toml`; values never change after loading."""
-
-    model_config = ConfigDict(
-        frozen=True, strict=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False
-    )
 
 
 class NodeSettings(Section):
@@ -97,38 +90,6 @@ class MeshSettings(Section):
         if self.open and self.secret_file is not None:
             raise ValueError("an open mesh has no secret: drop mesh.open or mesh.secret_file")
         return self
-
-
-class ProviderSettings(Section):
-    """Which engine serves which model."""
-
-    engine: str = Field(
-        default="", description="Engine by name: llama, openai, echo or a plug-in's. up: llama."
-    )
-    model: str = Field(
-        default="", description="Model the engine is to serve; llama without one serves `tiny`."
-    )
-    endpoint: str = Field(
-        default="", description="URL of a server that already runs, for engines that use one."
-    )
-    api_key_file: OptionalPath = Field(
-        default=None, description="File with the upstream's API key; it never leaves the provider."
-    )
-    engine_args: Arguments = Field(
-        default=(), description="The engine's own arguments, split as a shell would."
-    )
-    requests_max: int = Field(
-        default=0,
-        ge=0,
-        le=100_000,
-        description="Requests served at the same time; 0 leaves it to the engine.",
-    )
-    served_name: str = Field(
-        default="", description="Name of the model in the mesh, if not the engine's own."
-    )
-    region: str = Field(
-        default="", max_length=64, description="Where the provider stands, in your own words."
-    )
 
 
 class EdgeSettings(Section):
@@ -225,7 +186,7 @@ class Settings(BaseSettings):
         if Role.PROVIDER in roles and not provider.engine:
             raise ConfigError(
                 "provider.engine: say which engine serves the model, such as --engine llama (the"
-                " demo model) or --engine openai --endpoint URL --model M"
+                " demo model), --engine vllm --model M or --engine openai --endpoint URL --model M"
             )
         check_door(edge, roles)
         return self.model_copy(update={"mesh": mesh, "provider": provider, "edge": edge})

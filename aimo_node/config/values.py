@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import shlex
 from pathlib import Path
 from typing import Annotated, Final
@@ -16,6 +17,8 @@ HTTP_OFF: Final = "off"
 
 _LIST_MAX: Final = 64
 """Longest list in a configuration; a longer one is a mistake."""
+
+_SECONDS_OF_UNIT: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def is_loopback(host: str) -> bool:
@@ -61,6 +64,27 @@ def _as_arguments(value: object) -> object:
     return tuple(shlex.split(value)) if isinstance(value, str) else _as_texts(value)
 
 
+def _as_model_names(value: object) -> object:
+    """``fast=gpt-4o-mini,gpt-4o``: what stands alone has the same name in the mesh."""
+    if isinstance(value, str):
+        pairs = (part.partition("=") for part in value.split(",") if part.strip())
+        value = {name.strip(): (own or name).strip() for name, _, own in pairs}
+    if isinstance(value, list):
+        value = {name: name for name in value}
+    if isinstance(value, dict) and not all((*value, *value.values())):
+        raise ValueError("a model needs a name")
+    return value
+
+
+def _as_seconds(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, str):
+        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", value.strip().lower())
+    if found is None or found[2] not in _SECONDS_OF_UNIT:
+        raise ValueError("expected a duration such as 90s, 10m or 2h")
+    return float(found[1]) * _SECONDS_OF_UNIT[found[2]]
+
+
 def _as_lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
@@ -95,4 +119,8 @@ Joins = Annotated[Texts, AfterValidator(_check_joins)]
 Addresses = Annotated[Texts, AfterValidator(_check_listen)]
 Arguments = Annotated[tuple[str, ...], BeforeValidator(_as_arguments), Field(max_length=_LIST_MAX)]
 HttpAddress = Annotated[str, AfterValidator(_check_http)]
+ModelNames = Annotated[
+    dict[str, str], BeforeValidator(_as_model_names), Field(max_length=_LIST_MAX)
+]
+Duration = Annotated[float, BeforeValidator(_as_seconds)]
 LowerCase = BeforeValidator(_as_lower)

@@ -16,7 +16,8 @@ COMMON = {
 }
 PROVIDER = {
     *("--engine", "--model", "--endpoint", "--api-key-file", "--engine-args"),
-    *("--requests-max", "--served-name", "--region"),
+    *("--requests-max", "--served-name", "--region", "--models", "--api-key-env"),
+    *("--waiting-max", "--idle-unload", "--tokens-max", "--media-domain"),
 }
 EDGE = {
     *("--client-keys-file", "--tls-cert", "--tls-key", "--behind-proxy", "--allowed-host"),

@@ -63,12 +63,20 @@ def test_every_setting_can_be_set_by_its_variable(tmp_path: Path) -> None:
         "mesh.listen": "/ip4/127.0.0.1/tcp/0, /ip6/::1/tcp/0",
         "provider.engine_args": "--tokens 200 --text 'two words'",
         "provider.requests_max": "7",
+        "provider.waiting_max": "3",
+        "provider.idle_unload": "10m",
+        "provider.tokens_max": "4096",
+        "provider.models": "fast=gpt-4o-mini, gpt-4o",
+        "provider.media_domains": "a.example,b.example",
         "edge.http": "[::1]:0",
         "edge.behind_proxy": "1",
         "edge.request_deadline_seconds": "1.5",
         "log.level": "DEBUG",
         "log.format": "json",
     }
+    for key in ("provider.models", "provider.api_key_env"):  # each excludes others
+        samples_alone = {variable_of(key): samples.pop(key, "X")}
+        assert load(folder=tmp_path, **samples_alone).origins[key].startswith("environment")
     alone = {"mesh.secret_file", "edge.tls_cert", "edge.tls_key"}
     for key in KEYS:
         others = {"AIMO_EDGE__TLS_CERT": "c", "AIMO_EDGE__TLS_KEY": "k"} if key in alone else {}
@@ -118,6 +126,16 @@ def test_settings_made_by_hand_do_not_read_the_environment(
         ("[provider]\nrequests_max = '3'", "provider.requests_max: expected a whole number"),
         ("[provider]\nrequests_max = -1", "provider.requests_max: it should be greater"),
         ("[provider]\napi_key_file = 3", "provider.api_key_file: expected a path"),
+        ("[[provider.engine]]\nnam = 'x'", "did you mean 'name'"),
+        ("[[provider.engine]]\nmodel = 'x'", r"provider.engine\[0\].name: is missing"),
+        (
+            "[[provider.engine]]\nname = 'x'\nrequests_max = 'y'",
+            r"provider.engine\[0\].requests_max: expected a whole number",
+        ),
+        ("[provider]\nmodel = 'x'\n[[provider.engine]]\nname = 'x'", "model belongs into one"),
+        ("[provider]\nmodel = 'x'\nmodels = ['y']", "give either models or model"),
+        ("[provider]\napi_key_file = 'x'\napi_key_env = 'y'", "either api_key_file or"),
+        ("[provider]\nidle_unload = '10 parsecs'", "a duration such as 90s, 10m or 2h"),
         ("[edge]\nhttp = '8000'", "edge.http: expected HOST:PORT"),
         ("[edge]\nhttp = '127.0.0.1:70000'", "edge.http: expected HOST:PORT"),
         ("[edge]\nhttp = '::1:8000'", "IPv6 host in brackets"),
@@ -237,6 +255,36 @@ def test_a_provider_without_an_engine_is_told_which_there_are() -> None:
 def test_an_edge_without_a_door_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs an HTTP door"):
         load(folder=tmp_path, AIMO_EDGE__HTTP="off").settings.for_roles(Role.EDGE)
+
+
+ENGINES = """
+[[provider.engine]]
+name = "llama"
+idle_unload = "10m"
+api_key_file = "key.txt"
+
+[[provider.engine]]
+name = "openai"
+endpoint = "http://me:hunter2@models.example/v1"
+engine_args = "--api-key hunter2"
+models = { fast = "mini" }
+"""
+
+
+def test_several_engines_are_tables(tmp_path: Path) -> None:
+    settings = load(ENGINES, folder=tmp_path).settings
+    llama, openai = settings.provider.engines
+    assert (llama.name, llama.idle_unload) == ("llama", 600.0)
+    assert llama.api_key_file == tmp_path / "key.txt"
+    assert openai.models == {"fast": "mini"}
+    assert "hunter2" not in repr(shown_values(settings))
+
+
+def test_one_engine_is_the_same_as_one_table(tmp_path: Path) -> None:
+    plain = load("[provider]\nengine = 'echo'\nmodel = 'm'\n", folder=tmp_path).settings
+    table = load("[[provider.engine]]\nname = 'echo'\nmodel = 'm'\n", folder=tmp_path).settings
+    assert plain.provider.engines == table.provider.engines
+    assert Settings().provider.engines == ()
 
 
 def test_secrets_are_never_shown(tmp_path: Path) -> None:
