@@ -2,7 +2,8 @@
 
 The encoding, for whoever computes it elsewhere: sha256 over the tag ``aimo-model-1`` with a zero
 byte, then five lists in the order of `ModelParts`, a single value being a list of one. A list is
-its length and its items, an item its length in bytes and its bytes; lengths are 64 bits, big-endian.
+its length and its items, an item its length in bytes and its bytes. Lengths are 64 bits, the
+highest byte first.
 """
 
 from __future__ import annotations
