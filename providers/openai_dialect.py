@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 import trio
 
+from aimo_node.domain.ids import FinishReason
 from aimo_node.errors import (
     CodedError,
     ContextLengthExceeded,
@@ -20,9 +21,10 @@ from aimo_node.errors import (
 )
 from aimo_node.ports.engine import AnswerSink
 from providers.answers import NOT_JSON
+from providers.openai_data import DataAnswer, inputs_of, too_much_data
 from providers.openai_stream import AnswerStream
 from providers.openai_whole import write_whole
-from providers.upstream import Reply, Upstream, read_all
+from providers.upstream import AnswerTooLong, Headers, Reply, Upstream, read_all
 
 REFUSAL_BYTES_MAX: Final = 65_536
 """An error page longer than this tells nobody anything."""
@@ -43,7 +45,14 @@ _UNSUPPORTED_WORDS: Final = re.compile(
 )
 
 
-async def ask(upstream: Upstream, path: str, body: Mapping[str, Any], sink: AnswerSink) -> None:
+async def ask(
+    upstream: Upstream,
+    path: str,
+    body: Mapping[str, Any],
+    sink: AnswerSink,
+    *,
+    headers: Headers = (),
+) -> None:
     """Ask for an answer, streamed if ``body["stream"]`` says so, and put it into `sink`.
 
     Raises:
@@ -51,7 +60,7 @@ async def ask(upstream: Upstream, path: str, body: Mapping[str, Any], sink: Answ
         Overloaded, EngineFailed: try elsewhere.
         RequestCancelled: the sink gave up.
     """
-    async with upstream.request("POST", path, msgspec.json.encode(body)) as reply:
+    async with upstream.request("POST", path, msgspec.json.encode(body), headers) as reply:
         if reply.status != 200:
             raise refusal(reply.status, reply.headers, await read_all(reply, REFUSAL_BYTES_MAX))
         if not body.get("stream"):
@@ -60,6 +69,37 @@ async def ask(upstream: Upstream, path: str, body: Mapping[str, Any], sink: Answ
             raise EngineFailed("the engine was asked to stream its answer, but does not")
         else:
             await _relay(reply, sink)
+
+
+async def ask_data(
+    upstream: Upstream,
+    path: str,
+    body: Mapping[str, Any],
+    sink: AnswerSink,
+    *,
+    headers: Headers = (),
+) -> None:
+    """Ask for embeddings or images, never streamed, and put ``data`` and the end into `sink`.
+
+    Args:
+        body: an embeddings request has ``input``; as many vectors must come back.
+
+    Raises:
+        InvalidRequest: also when the answer is longer than what the mesh carries.
+        ContextLengthExceeded, PayloadTooLarge, ModelNotFound: fix the request.
+        Overloaded, EngineFailed: try elsewhere.
+    """
+    async with upstream.request("POST", path, msgspec.json.encode(body), headers) as reply:
+        if reply.status != 200:
+            raise refusal(reply.status, reply.headers, await read_all(reply, REFUSAL_BYTES_MAX))
+        try:
+            answer = DataAnswer(await read_all(reply), inputs_of(body))
+        except AnswerTooLong as error:
+            raise too_much_data() from error
+    for _ in answer.read():
+        await trio.lowlevel.checkpoint()
+    sink.json(answer.data())
+    sink.finish(FinishReason.STOP, answer.usage)
 
 
 async def _relay(reply: Reply, sink: AnswerSink) -> None:

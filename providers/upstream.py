@@ -17,6 +17,10 @@ ANSWER_BYTES_MAX: Final = 16 << 20
 Headers: TypeAlias = Sequence[tuple[str, str]]
 
 
+class AnswerTooLong(EngineFailed):
+    """More came than there is room for."""
+
+
 class Reply(Protocol):
     """The answer to one HTTP request, read by one task inside its context."""
 
@@ -61,14 +65,15 @@ async def read_all(reply: Reply, bytes_max: int = ANSWER_BYTES_MAX) -> bytes:
     """The whole body.
 
     Raises:
-        EngineFailed: it is longer than `bytes_max`, or the connection was lost.
+        AnswerTooLong: it is longer than `bytes_max`.
+        EngineFailed: the connection was lost.
     """
     pieces: list[bytes] = []
     left = bytes_max
     while data := await reply.receive():
         left -= len(data)
         if left < 0:
-            raise EngineFailed(f"the engine's answer is longer than {bytes_max} bytes")
+            raise AnswerTooLong(f"the engine's answer is longer than {bytes_max} bytes")
         pieces.append(data)
     return b"".join(pieces)
 
