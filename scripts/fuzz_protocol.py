@@ -38,7 +38,12 @@ from aimo_node.domain.ids import (  # noqa: E402
 from aimo_node.errors import RemoteProtocolError  # noqa: E402
 from aimo_node.protocol import codec, limits  # noqa: E402
 from aimo_node.protocol.asking import Terms  # noqa: E402
-from aimo_node.protocol.descriptors import read_descriptor  # noqa: E402
+from aimo_node.protocol.descriptors import (  # noqa: E402
+    describe,
+    heartbeat_of,
+    read_descriptor,
+    status_of,
+)
 from aimo_node.protocol.events import (  # noqa: E402
     Event,
     LinkClosed,
@@ -53,12 +58,16 @@ from aimo_node.protocol.frames import (  # noqa: E402
     Descriptor,
     DescriptorBody,
     Directory,
+    Engine,
     Error,
     Frame,
+    FrameType,
     GoAway,
+    Heartbeat,
     Hello,
     MessageBody,
     MessageFrame,
+    Model,
     Ping,
     Pong,
     Request,
@@ -78,6 +87,13 @@ FINISH = Finish(FinishReason.STOP, Usage(1, 2, 3))
 INPUT_BYTES_MAX = 100_000
 SMALL_INPUT_BYTES = 2_000
 """Only such inputs are fed byte by byte."""
+DEEPER_SHARE = 0.7
+"""How often a field within a nested array is changed, where there is one."""
+FIELD_VALUES: list[object] = [
+    *(0, 1, 7, 255, -1, 2**16, 2**32 - 1, 2**32, 2**63, 1.5, True, None),
+    *(b"", "", "\0", "m", VECTOR_ID, OTHER_ID, bytes(70)),
+    *([], {}, {"a": "b"}, [[]], [0, 0, 0], ["m", "m", 3]),
+]
 REPORT_SECONDS = 5.0
 
 
@@ -107,6 +123,23 @@ def _codec(data: bytes, _piece: int) -> None:
         for frame in codec.FrameReader().feed(data):
             if codec.decode(codec.encode_bare(frame)) != frame:
                 raise Finding(f"{frame!r} changes when it is written and read again")
+            _believe(frame)
+
+
+def _believe(frame: Frame) -> None:
+    """What a relay or an edge makes of an announcement."""
+    directory = frame if isinstance(frame, Directory) else Directory(full=False)
+    for heartbeat in (*directory.statuses, *([frame] if isinstance(frame, Heartbeat) else ())):
+        if status_of(heartbeat_of(status_of(heartbeat))) != status_of(heartbeat):
+            raise Finding(f"{heartbeat!r} changes when it is passed on")
+    for told in (*directory.descriptors, *([frame] if isinstance(frame, Descriptor) else ())):
+        with contextlib.suppress(RemoteProtocolError):
+            said = read_descriptor(told)
+            # A larger one may have no room left for what it left out.
+            if len(told.body) < limits.DESCRIPTOR_BYTES_MAX // 2:
+                again = Descriptor(describe(said), told.signature)
+                if read_descriptor(again) != said:
+                    raise Finding(f"{said!r} changes when it is described again")
 
 
 def _session() -> Session:
@@ -224,9 +257,18 @@ def stories() -> list[list[bytes]]:
         [_request(7), Credit(_id(7), 20_000, 0), Credit(_id(7), 30_000, 0), Cancel(_id(7), 0)],
         [_request(8, body_bytes=20_000), *_pieces(_id(8)), Credit(_id(8), 9_000, 0)],
         [_request(9, stream=False), Cancel(_id(9), 0), Ping(1), Pong(1)],
+        [_descriptor(), Heartbeat("them", 1, 1, 1, 500, 2, 1, 900, 415, 187)],
         [GoAway(9, "draining"), _request(6), Subscribe(["tiny"]), Directory(full=True)],
     ]
     return [[codec.encode(frame) for frame in story] for story in told]
+
+
+def _descriptor() -> Descriptor:
+    """Two models, one of them loaded on demand, and an engine that failed. Nobody's signature."""
+    models = [Model("tiny", b"\x11" * 32, 2_048, [1, 2], ["tools"], 1, 2, 2), Model("big", state=0)]
+    engines = [Engine("llama", "llama", 2, ["tiny", "big"], 4), Engine("gpu", "vllm", 4)]
+    body = DescriptorBody("them", 1, models, ["/ip4/192.0.2.1/tcp/1"], "llama", 2, engines=engines)
+    return Descriptor(codec.encode_part(body), bytes(limits.SIGNATURE_BYTES))
 
 
 def _id(number: int) -> RequestId:
@@ -307,25 +349,25 @@ class Mutator:
             return wire
         if not isinstance(fields, list) or not fields:
             return wire
-        values: list[object] = [
-            0,
-            1,
-            7,
-            -1,
-            2**16,
-            2**32 - 1,
-            2**32,
-            2**63,
-            True,
-            None,
-            b"",
-            "",
-            VECTOR_ID,
-        ]
-        values += [OTHER_ID, [], {}, {"a": "b"}, 1.5, "\0", bytes(70), [[]], [0, 0, 0]]
-        place = self._chance.randrange(len(fields) + 1)
-        fields[place : place + self._chance.randint(0, 1)] = [self._chance.choice(values)]
+        if fields[0] == FrameType.Descriptor and self._chance.random() < DEEPER_SHARE:
+            with contextlib.suppress(
+                msgspec.MsgspecError, UnicodeDecodeError, TypeError, IndexError
+            ):
+                body = msgspec.msgpack.decode(fields[1])
+                self._change_list(body)
+                fields[1] = msgspec.msgpack.encode(body)
+                return self._framed(msgspec.msgpack.encode(fields))
+        self._change_list(fields)
         return self._framed(msgspec.msgpack.encode(fields))
+
+    def _change_list(self, fields: list[object]) -> None:
+        """Change, add or replace one element, here or in one of the lists within."""
+        within = [value for value in fields if isinstance(value, list)]
+        if within and self._chance.random() < DEEPER_SHARE:
+            self._change_list(self._chance.choice(within))
+            return
+        place = self._chance.randrange(len(fields) + 1)
+        fields[place : place + self._chance.randint(0, 1)] = [self._chance.choice(FIELD_VALUES)]
 
     def _framed(self, body: bytes) -> bytes:
         size = len(body) if self._chance.random() < 0.95 else self._chance.randrange(2**32)

