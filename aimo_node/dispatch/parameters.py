@@ -172,14 +172,12 @@ _REQUIRED: Final = {
 }
 
 
-def read_parameters(
-    endpoint: Endpoint, body: bytes, limits: OwnerLimits
-) -> tuple[str, dict[str, Any]]:
-    """The model's name and what the engine may see of the request.
+def read_parameters(endpoint: Endpoint, body: bytes) -> tuple[str, dict[str, Any]]:
+    """The model's name and what an engine may see of the request; see also `hold_to_limits`.
 
     Raises:
         InvalidMessageFormat: not a JSON object.
-        InvalidRequest: a parameter is wrong, or remote media is not allowed; names the field.
+        InvalidRequest: a parameter is wrong; names the field.
     """
     values = _read_object(body)
     model = values.get("model")
@@ -189,11 +187,19 @@ def read_parameters(
     if values.get(required) in (None, [], ""):
         raise InvalidRequest(f"{required} must not be empty", param=required)
     allowed = ALLOWED[endpoint]
-    kept: dict[str, Any] = {
+    return model, {
         name: allowed[name](name, value)
         for name, value in values.items()
         if name in allowed and value is not None
     }
+
+
+def hold_to_limits(endpoint: Endpoint, kept: dict[str, Any], limits: OwnerLimits) -> None:
+    """Apply to parameters in place what the owner of the engine allows.
+
+    Raises:
+        InvalidRequest: remote media is not allowed; names the field.
+    """
     for message_path, part in _media_parts(kept.get("messages", ())):
         _check_media(message_path, part, limits)
     if limits.tokens_max:
@@ -202,7 +208,6 @@ def read_parameters(
                 kept[name] = min(kept[name], limits.tokens_max)
         if "max_completion_tokens" not in kept and endpoint is not Endpoint.EMBEDDINGS:
             kept.setdefault("max_tokens", limits.tokens_max)
-    return model, kept
 
 
 def _read_object(body: bytes) -> dict[str, Any]:

@@ -1,26 +1,31 @@
-"""The provider's side of a request: admit it, run the engine, stream the answer back."""
+"""The provider's side of a request: admit it, find its engine, stream the answer back."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import structlog
 import trio
 
-from aimo_node.dispatch.parameters import OwnerLimits, read_parameters
+from aimo_node.dispatch.hosting import GIVEN_UP, EnginePlan, HostedEngine
+from aimo_node.dispatch.parameters import hold_to_limits, read_parameters
 from aimo_node.dispatch.sinks import StreamSink, WholeSink
-from aimo_node.domain.ids import ModelName, split_pinned
-from aimo_node.domain.models import EngineState, Health, Load, ModelInfo
+from aimo_node.domain.ids import ModelName, PeerId, split_pinned
+from aimo_node.domain.models import EngineInfo, EngineState, Health, Load, ModelInfo
 from aimo_node.errors import (
     CodedError,
+    ConfigError,
     Draining,
     EngineFailed,
+    EngineStartFailed,
     ModelNotFound,
     Overloaded,
     RequestTimeout,
 )
-from aimo_node.ports.engine import Engine, EngineRequest
+from aimo_node.ports.engine import EngineRequest
 from aimo_node.ports.peer_network import IncomingRequest
 
 log = structlog.get_logger()
@@ -28,6 +33,13 @@ log = structlog.get_logger()
 BODY_SECONDS: Final = 60.0
 """How long an upload may take."""
 DEADLINE_SECONDS_MAX: Final = 3_600.0
+RETIRE_SECONDS: Final = 30.0
+"""What a removed engine may take to end its answers."""
+HANDLED_MAX: Final = 8_192
+"""Requests in hand, waiting ones included: above what any engine serves."""
+RETRY_SECONDS: Final = 15.0
+RETRY_SECONDS_MAX: Final = 600.0
+"""Between tries to start an engine again that was given up, doubling up to the maximum."""
 
 
 class ServingMetrics(Protocol):
@@ -46,47 +58,177 @@ class ServingMetrics(Protocol):
         """Parts were produced."""
 
 
-class ProviderService:
-    """Serves requests with one engine, within its limit. One per provider."""
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a provider offers at one moment.
 
-    def __init__(
-        self, engine: Engine, metrics: ServingMetrics, limits: OwnerLimits | None = None
-    ) -> None:
-        self._engine = engine
+    Attributes:
+        models: what may be asked for now; of engines that have one of the same name, the first.
+        kinds: of its engines, each once, separated by commas.
+    """
+
+    models: tuple[ModelInfo, ...]
+    engines: tuple[EngineInfo, ...]
+    kinds: str
+    state: EngineState
+    requests_max: int
+
+
+class ProviderService:
+    """Serves requests with the engines it was given. One per node that serves models.
+
+    Args:
+        own: this node, to whom alone owner-only engines answer.
+    """
+
+    def __init__(self, own: PeerId, metrics: ServingMetrics) -> None:
+        self._own = own
         self._metrics = metrics
-        self._limits = limits or OwnerLimits()
+        self._engines: dict[str, HostedEngine] = {}
+        self._scopes: dict[str, trio.CancelScope] = {}
+        self._nursery: trio.Nursery | None = None
+        self._listeners: list[Callable[[], None]] = []
         self._draining = False
-        self._ready = False
         self._idle = trio.Event()
         self.running = 0
 
-    def engine_ready(self) -> None:
-        """The engine can answer."""
-        self._ready = True
-
     @property
-    def engine_state(self) -> EngineState:
-        """Where the engine is in its life, as the descriptor says it."""
+    def engines(self) -> Sequence[HostedEngine]:
+        """In the order in which they were added."""
+        return tuple(self._engines.values())
+
+    def watch(self, changed: Callable[[], None]) -> None:
+        """Call `changed` whenever the offer may have changed."""
+        self._listeners.append(changed)
+
+    def add(self, plan: EnginePlan) -> HostedEngine:
+        """Take in an engine; it is started by `run`, at once if that runs already.
+
+        Raises:
+            ConfigError: its settings cannot work, or its label is taken.
+        """
+        if plan.label in self._engines:
+            raise ConfigError(f"there is an engine called {plan.label} already")
+        engine = self._engines[plan.label] = HostedEngine(plan, self._changed)
+        if self._nursery is not None:
+            self._nursery.start_soon(self._keep, engine)
+        return engine
+
+    def remove(self, label: str) -> bool:
+        """Forget an engine; what it is answering may end in time. False if there is none."""
+        engine = self._engines.pop(label, None)
+        if engine is None:
+            return False
+        scope = self._scopes.pop(label, None)
+        if scope is not None and self._nursery is not None:
+            self._nursery.start_soon(self._retire, engine, scope)
+        self._changed()
+        return True
+
+    async def _retire(self, engine: HostedEngine, scope: trio.CancelScope) -> None:
+        with trio.move_on_after(RETIRE_SECONDS):
+            await engine.places.wait_idle()
+        scope.cancel()
+
+    async def run(self) -> None:
+        """Keep every engine alive until cancelled.
+
+        Raises:
+            EngineStartFailed: every essential engine was given up.
+        """
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                for engine in self._engines.values():
+                    nursery.start_soon(self._keep, engine)
+                await trio.sleep_forever()
+        finally:
+            self._nursery = None
+
+    async def wait_settled(self) -> None:
+        """Return once every essential engine runs or has failed."""
+        for engine in self.engines:
+            if engine.plan.essential:
+                await engine.settled.wait()
+
+    async def _keep(self, engine: HostedEngine) -> None:
+        """One engine's life; what was given up is tried again while others serve."""
+        delay = RETRY_SECONDS
+        with trio.CancelScope() as scope:
+            self._scopes[engine.plan.label] = scope
+            while True:
+                started = trio.current_time()
+                try:
+                    await engine.run()
+                except EngineStartFailed as error:
+                    if engine.plan.essential and not self._anybody_left():
+                        raise
+                    if trio.current_time() - started > RETRY_SECONDS_MAX:
+                        delay = RETRY_SECONDS  # it had lived
+                    log.warning(
+                        "engine.given_up",
+                        engine=engine.plan.label,
+                        reason=str(error),
+                        retry_in_seconds=delay,
+                    )
+                await trio.sleep(delay)
+                delay = min(RETRY_SECONDS_MAX, delay * 2)
+
+    def _anybody_left(self) -> bool:
+        essential = [engine for engine in self.engines if engine.plan.essential]
+        return any(engine.state not in GIVEN_UP for engine in essential)
+
+    def _changed(self) -> None:
+        for listener in self._listeners:
+            listener()
+
+    def offer(self, *, to_owner: bool = False) -> Offer:
+        """What is offered now: to the mesh, or to the owner's own edge.
+
+        A draining provider offers what it did, and says that it stops.
+        """
+        shown = [engine for engine in self.engines if to_owner or not engine.owner_only]
+        models: dict[ModelName, ModelInfo] = {}
+        for engine in shown:
+            for model in engine.offered():
+                models.setdefault(model.name, model)
+        return Offer(
+            models=tuple(models.values()),
+            engines=tuple(engine.info() for engine in shown),
+            kinds=",".join(dict.fromkeys(engine.plan.kind for engine in shown)),
+            state=self._state(shown),
+            requests_max=_sum_of_limits(shown),
+        )
+
+    def _state(self, engines: Sequence[HostedEngine]) -> EngineState:
         if self._draining:
             return EngineState.STOPPING
-        if not self._ready:
-            return EngineState.STARTING
-        health = self._engine.health()
-        return EngineState.ERROR if health is Health.OFFLINE else EngineState.RUNNING
+        states = [engine.state for engine in engines]
+        if any(engine.offered() for engine in engines):
+            return EngineState.RUNNING
+        return min(states, key=_STATES_BEST_FIRST.index, default=EngineState.STOPPED)
 
     def health(self) -> Health:
-        """Whether new requests should come."""
-        if self._draining or not self._ready:
+        """Whether new requests should come: as healthy as the best engine."""
+        if self._draining:
             return Health.OFFLINE
-        return self._engine.health()
+        return min((engine.health for engine in self.engines), default=Health.OFFLINE)
 
     def load(self) -> Load:
-        """How busy: the engine's own account, and what this node has sent it."""
-        load = self._engine.load()
-        limit = self._engine.capabilities().requests_max if self._ready else 0
-        running = max(load.running, self.running)
-        share = running / limit if limit else load.load
-        return Load(min(1.0, max(load.load, share)), running, load.waiting, load.kv_used)
+        """How busy all engines together are."""
+        loads = [engine.load() for engine in self.engines]
+        limit = _sum_of_limits(self.engines)
+        running = sum(load.running for load in loads)
+        share = running / limit if limit else max((load.load for load in loads), default=0.0)
+        known = [load.first_token_seconds for load in loads if load.first_token_seconds]
+        return Load(
+            load=min(1.0, max(share, min((load.load for load in loads), default=0.0))),
+            running=running,
+            waiting=sum(load.waiting for load in loads),
+            kv_used=max((load.kv_used for load in loads), default=0.0),
+            prefix_hits=max((load.prefix_hits for load in loads), default=0.0),
+            first_token_seconds=sum(known) / len(known) if known else 0.0,
+        )
 
     def drain(self) -> None:
         """Take no new requests."""
@@ -129,11 +271,10 @@ class ProviderService:
     def _admit(self) -> None:
         if self._draining:
             raise Draining("the provider is going away")
-        if not self._ready:
+        if self.running >= HANDLED_MAX:
+            raise Overloaded("the provider is at its limit", retry_after_seconds=1)
+        if not any(engine.offered() for engine in self.engines):
             raise Overloaded("the engine is not ready yet", retry_after_seconds=2)
-        limit = self._engine.capabilities().requests_max
-        if limit and self.running >= limit:
-            raise Overloaded(f"the provider serves {limit} requests already", retry_after_seconds=1)
 
     async def _serve(self, incoming: IncomingRequest) -> None:
         came_whole = incoming.inline
@@ -143,21 +284,29 @@ class ProviderService:
             body = await incoming.read_body()
         if patience.cancelled_caught:
             raise RequestTimeout(f"the upload took longer than {BODY_SECONDS:.0f} s")
-        request, model = self._read(incoming, body)
-        if came_whole:
-            incoming.accept(model.digest)
-        sink = StreamSink(incoming, self._metrics) if request.stream else WholeSink(incoming)
-        await self._engine.stream(request, sink)
+        engine, model, request = self._read(incoming, body)
+        place = engine.take_place()
+        try:
+            if came_whole:
+                incoming.accept(model.digest, place.position)
+            await place.wait()
+            sink = StreamSink(incoming, self._metrics) if request.stream else WholeSink(incoming)
+            await engine.stream(request, sink)
+        finally:
+            place.leave()
         if not sink.finished:
             raise EngineFailed("the engine ended without finishing the answer")
 
-    def _read(self, incoming: IncomingRequest, body: bytes) -> tuple[EngineRequest, ModelInfo]:
-        name, parameters = read_parameters(incoming.endpoint, body, self._limits)
+    def _read(
+        self, incoming: IncomingRequest, body: bytes
+    ) -> tuple[HostedEngine, ModelInfo, EngineRequest]:
+        name, parameters = read_parameters(incoming.endpoint, body)
         _, wanted = split_pinned(name)
-        model = self._model(wanted)
+        engine, model = self._find(wanted, incoming.peer)
         if incoming.endpoint not in model.endpoints:
             what = incoming.endpoint.name.lower()
             raise ModelNotFound(f"{wanted!r} does not serve {what} here", param="model")
+        hold_to_limits(incoming.endpoint, parameters, engine.plan.limits)
         salt = hashlib.sha256(f"{incoming.peer}\0{incoming.public_id}".encode()).hexdigest()[:32]
         request = EngineRequest(
             request_id=incoming.request_id,
@@ -167,10 +316,29 @@ class ProviderService:
             stream=incoming.stream,
             salt=salt,
         )
-        return request, model
+        return engine, model, request
 
-    def _model(self, name: ModelName) -> ModelInfo:
-        for model in self._engine.capabilities().models:
-            if model.name == name:
-                return model
+    def _find(self, name: ModelName, asked_by: PeerId) -> tuple[HostedEngine, ModelInfo]:
+        for engine in self.engines:
+            model = engine.model(name)
+            if model is not None and (not engine.owner_only or asked_by == self._own):
+                return engine, model
         raise ModelNotFound(f"this provider does not serve {name!r}", param="model")
+
+
+_STATES_BEST_FIRST: Final = (
+    EngineState.RUNNING,
+    EngineState.STARTING,
+    EngineState.DOWNLOADING,
+    EngineState.INSTALLED,
+    EngineState.STOPPING,
+    EngineState.STOPPED,
+    EngineState.ERROR,
+    EngineState.NOT_INSTALLED,
+)
+
+
+def _sum_of_limits(engines: Sequence[HostedEngine]) -> int:
+    """Requests at a time; 0 as soon as one engine has no limit."""
+    limits = [engine.places.limit for engine in engines if engine.offered()]
+    return sum(limits) if all(limits) else 0

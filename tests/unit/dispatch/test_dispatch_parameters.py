@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aimo_node.dispatch.parameters import OwnerLimits, read_parameters
+from aimo_node.dispatch.parameters import OwnerLimits, hold_to_limits, read_parameters
 from aimo_node.domain.ids import Endpoint
 from aimo_node.errors import InvalidMessageFormat, InvalidRequest, RequestError
 
@@ -18,7 +18,9 @@ MESSAGES = [{"role": "user", "content": "hi"}]
 
 def read(limits: OwnerLimits | None = None, **fields: Any) -> dict[str, Any]:
     body = json.dumps({"model": "tiny", "messages": MESSAGES, **fields}).encode()
-    return read_parameters(Endpoint.CHAT, body, limits or OwnerLimits())[1]
+    kept = read_parameters(Endpoint.CHAT, body)[1]
+    hold_to_limits(Endpoint.CHAT, kept, limits or OwnerLimits())
+    return kept
 
 
 def image(url: Any) -> list[dict[str, Any]]:
@@ -67,7 +69,7 @@ def test_a_wrong_type_is_refused_with_the_field(field: str, value: Any) -> None:
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"\xff", b'"x"', b"[" * 100_000])
 def test_what_is_no_json_object_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidMessageFormat):
-        read_parameters(Endpoint.CHAT, body, OwnerLimits())
+        read_parameters(Endpoint.CHAT, body)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +131,7 @@ def test_the_owner_limits_the_length_of_answers() -> None:
 )
 def test_any_json_is_read_or_refused_in_the_callers_terms(fields: dict[str, Any]) -> None:
     try:
-        name, kept = read_parameters(Endpoint.CHAT, json.dumps(fields).encode(), OwnerLimits())
+        name, kept = read_parameters(Endpoint.CHAT, json.dumps(fields).encode())
     except RequestError:
         return
     assert name
@@ -139,7 +141,7 @@ def test_any_json_is_read_or_refused_in_the_callers_terms(fields: dict[str, Any]
 @pytest.mark.parametrize("number", ["9" * 400, "-" + "9" * 400])
 def test_number_beyond_all_ranges_is_pulled_into_them(number: str) -> None:
     body = b'{"model": "m", "messages": [{"content": "hi"}], "seed": %b}' % number.encode()
-    _, kept = read_parameters(Endpoint.CHAT, body, OwnerLimits())
+    _, kept = read_parameters(Endpoint.CHAT, body)
     assert abs(kept["seed"]) >= 2**63 - 1
 
 

@@ -12,6 +12,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from aimo_node.dispatch.dispatcher import Dispatcher
+from aimo_node.dispatch.hosting import EnginePlan
 from aimo_node.dispatch.inference import InferenceRequest
 from aimo_node.dispatch.serving import ProviderService
 from aimo_node.domain.answer import AnswerPart, Finish
@@ -59,12 +60,11 @@ async def bench(
             engine = made.engines[name] = FakeEngine(
                 "tiny", answer=words, requests_max=requests_max
             )
-            service = made.services[name] = ProviderService(engine, made.metrics.provider)
+            service = made.services[name] = ProviderService(PeerId(name), made.metrics.provider)
+            service.add(EnginePlan("fake", "fake", lambda engine=engine: engine))
             await mesh.add(name, Role.PROVIDER, service.handle)
-            ready = trio.Event()
-            nursery.start_soon(engine.run, ready.set, print)
-            await ready.wait()
-            service.engine_ready()
+            nursery.start_soon(service.run)
+            await service.wait_settled()
             table.describe(
                 PeerId("relay"),
                 Descriptor(

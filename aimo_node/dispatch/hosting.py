@@ -1,0 +1,252 @@
+"""One engine under a provider's roof: started, watched, unloaded when idle, loaded on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import structlog
+import trio
+
+from aimo_node.dispatch.parameters import OwnerLimits
+from aimo_node.dispatch.places import Place, Places
+from aimo_node.domain.ids import ModelName
+from aimo_node.domain.models import EngineInfo, EngineState, Health, Load, ModelInfo
+from aimo_node.errors import EngineFailed, EngineStartFailed, Overloaded
+from aimo_node.ports.engine import AnswerSink, Capabilities, Engine, EngineRequest
+
+log = structlog.get_logger()
+
+LOAD_SECONDS_MAX: Final = 600.0
+"""How long a request waits for its model to be loaded: vLLM compiles for minutes."""
+DETAIL_CHARACTERS_MAX: Final = 500
+GIVEN_UP: Final = frozenset({EngineState.ERROR, EngineState.NOT_INSTALLED})
+
+
+@dataclass(frozen=True, slots=True)
+class EnginePlan:
+    """What a provider knows of an engine before it runs.
+
+    Attributes:
+        label: names it within its provider and in logs.
+        kind: which engine it is, such as ``vllm``.
+        make: makes one engine object; each is run once.
+        idle_seconds: unloaded after so long without a request; 0 never.
+        essential: the provider ends when all of these have been given up.
+    """
+
+    label: str
+    kind: str
+    make: Callable[[], Engine]
+    idle_seconds: float = 0.0
+    waiting_max: int = 0
+    limits: OwnerLimits = field(default_factory=OwnerLimits)
+    essential: bool = True
+
+
+class HostedEngine:
+    """See the module; `run` is its life, the rest may be called from any task.
+
+    Attributes:
+        plan: what was configured.
+        detail: the latest news of its start, or why it was given up.
+    """
+
+    def __init__(self, plan: EnginePlan, changed: Callable[[], None]) -> None:
+        self.plan = plan
+        self.detail = ""
+        self.places = Places(plan.waiting_max)
+        self.settled = trio.Event()
+        """Set once it runs or has failed for the first time."""
+        self._changed = changed
+        # The first one is made at once: wrong settings are to be seen before anything starts.
+        self._next: Engine | None = plan.make()
+        self._engine: Engine | None = None
+        self._capabilities: Capabilities | None = None
+        self._state = EngineState.STOPPED
+        self._used_at = 0.0
+        self._news = trio.Event()
+        self._wanted = trio.Event()
+
+    @property
+    def state(self) -> EngineState:
+        """Where it is in its life; a loaded engine that is being restarted is STARTING."""
+        if self._state is EngineState.RUNNING and not self._answers():
+            return EngineState.STARTING
+        return self._state
+
+    @property
+    def health(self) -> Health:
+        """Whether new requests should come."""
+        if not self.offered():
+            return Health.OFFLINE
+        answers = self._engine is not None and self._state is EngineState.RUNNING
+        return self._engine.health() if self._engine is not None and answers else Health.HEALTHY
+
+    @property
+    def owner_only(self) -> bool:
+        """Whether nobody but the owner's own edge may know of it."""
+        return self._capabilities is not None and self._capabilities.owner_only
+
+    @property
+    def version(self) -> str:
+        """Of the program behind it, as far as is known."""
+        return self._capabilities.version if self._capabilities is not None else ""
+
+    def offered(self) -> tuple[ModelInfo, ...]:
+        """The models that may be asked for now: it answers, or a request would load it."""
+        if self._capabilities is None or self._state in GIVEN_UP:
+            return ()
+        if self._state is EngineState.RUNNING:
+            return self._capabilities.models if self._answers() else ()
+        if not self.plan.idle_seconds:
+            return ()
+        return tuple(replace(model, state=self._state) for model in self._capabilities.models)
+
+    def info(self) -> EngineInfo:
+        """What others may see of it."""
+        models = self._capabilities.models if self._capabilities is not None else ()
+        names = tuple(model.name for model in models)
+        return EngineInfo(self.plan.label, self.plan.kind, self.state, names, self.places.limit)
+
+    def load(self) -> Load:
+        """How busy: its own account, what this node has sent it, and who waits here."""
+        own = self._engine.load() if self._engine is not None else Load()
+        running = max(own.running, self.places.running)
+        share = running / self.places.limit if self.places.limit else own.load
+        waiting = own.waiting + self.places.waiting
+        return replace(own, load=min(1.0, max(own.load, share)), running=running, waiting=waiting)
+
+    def model(self, name: ModelName) -> ModelInfo | None:
+        """The model of that name, if it may be asked for."""
+        return next((model for model in self.offered() if model.name == name), None)
+
+    def take_place(self) -> Place:
+        """A place for one request, or one in the queue.
+
+        Raises:
+            Overloaded: it is not ready, or the queue is full.
+        """
+        if not self.offered():
+            raise Overloaded("the engine is not ready", retry_after_seconds=2)
+        return self.places.take()
+
+    async def stream(self, request: EngineRequest, sink: AnswerSink) -> None:
+        """Answer, once the engine is loaded; see `Engine.stream`."""
+        try:
+            engine = await self._loaded()
+            await engine.stream(request, sink)
+        finally:
+            self._used_at = trio.current_time()
+
+    def want(self) -> None:
+        """Load it as for a request; nothing happens if it is."""
+        self._used_at = trio.current_time()
+        self._wanted.set()
+
+    async def run(self) -> None:
+        """Load it, unload it when idle, load it again when wanted; until cancelled.
+
+        Raises:
+            EngineStartFailed: it cannot be loaded, or died too often.
+        """
+        try:
+            while True:
+                await self._one_load()
+                self._enter(EngineState.STOPPED, "unloaded: it was idle")
+                await self._wanted.wait()
+        except EngineStartFailed as error:
+            given_up = EngineState.NOT_INSTALLED if error.not_installed else EngineState.ERROR
+            self._enter(given_up, str(error))
+            self.settled.set()
+            raise
+        finally:
+            self._engine = None
+            if self._state not in GIVEN_UP:
+                self._state = EngineState.STOPPED
+
+    async def _one_load(self) -> None:
+        """From loading to the end of its use."""
+        engine = self._next if self._next is not None else self.plan.make()
+        self._next = None
+        self._enter(EngineState.STARTING, "")
+        failure: EngineStartFailed | None = None
+        self._engine = engine
+        async with trio.open_nursery() as nursery:
+
+            async def look_after() -> None:
+                nonlocal failure
+                try:
+                    await engine.run(self._on_ready, self._on_progress)
+                except* EngineStartFailed as group:  # engines have nurseries of their own
+                    failure = first_of(group)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(look_after)
+            if self.plan.idle_seconds:
+                await self._until_idle()
+                self._enter(EngineState.STOPPING, "")
+                nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+    async def _until_idle(self) -> None:
+        """Return when it is loaded and nobody has wanted it for a while; waits for ever if not."""
+        while self._state is not EngineState.RUNNING:
+            await self._news.wait()
+        while True:
+            busy = self.places.running or self.places.waiting
+            now = trio.current_time()
+            idle_at = (now if busy else self._used_at) + self.plan.idle_seconds
+            if idle_at <= now:
+                self._wanted = trio.Event()
+                return
+            await trio.sleep(idle_at - now)
+
+    async def _loaded(self) -> Engine:
+        """The engine, once it can answer.
+
+        Raises:
+            EngineFailed: it cannot be loaded.
+        """
+        with trio.move_on_after(LOAD_SECONDS_MAX):
+            while self._state is not EngineState.RUNNING:
+                if self._state in GIVEN_UP:
+                    raise EngineFailed("the engine could not be loaded")
+                self.want()
+                await self._news.wait()
+        if self._engine is None or self._state is not EngineState.RUNNING:
+            raise EngineFailed(f"the engine was not loaded within {LOAD_SECONDS_MAX:.0f} s")
+        return self._engine
+
+    def _answers(self) -> bool:
+        return self._engine is not None and self._engine.health() is not Health.OFFLINE
+
+    def _on_ready(self) -> None:
+        if self._engine is None:
+            return
+        self._capabilities = self._engine.capabilities()
+        self.places.resize(self._capabilities.requests_max)
+        self._used_at = trio.current_time()
+        self._enter(EngineState.RUNNING, "")
+        self.settled.set()
+
+    def _on_progress(self, line: str, state: EngineState = EngineState.STARTING) -> None:
+        log.info("engine.starting", engine=self.plan.label, progress=line, state=state.text)
+        if self._state is not EngineState.RUNNING:
+            self._enter(state, line)
+
+    def _enter(self, state: EngineState, detail: str) -> None:
+        is_news = state is not self._state
+        self._state, self.detail = state, detail[:DETAIL_CHARACTERS_MAX]
+        news, self._news = self._news, trio.Event()
+        news.set()
+        if is_news:
+            self._changed()
+
+
+def first_of(group: BaseExceptionGroup[EngineStartFailed]) -> EngineStartFailed:
+    """The first error in a group of them."""
+    inner = group.exceptions[0]
+    return first_of(inner) if isinstance(inner, BaseExceptionGroup) else inner
