@@ -14,16 +14,54 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
 from aimo_node.errors import EngineStartFailed
-from providers.bounded_log import BoundedLog
+from providers.safeguard import Safeguard, Traces, start_safeguard
 
 ANSWER_BYTES_MAX: Final = 4096
 END_SECONDS: Final = 5.0
 """How long the kernel may take to clear away a killed process: a large one frees much memory."""
+
+
+class Program(Protocol):
+    """What `start_child` starts."""
+
+    @property
+    def module(self) -> str:
+        """Its name, for messages."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it works."""
+
+    def command(self) -> list[str]:
+        """The command line."""
+
+    def environment(self) -> dict[str, str]:
+        """All its environment variables."""
+
+
+class LogWriter(Protocol):
+    """Where the output of a child goes."""
+
+    def write(self, data: bytes) -> None:
+        """Take what has come, cut anywhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Farewell:
+    """How a child is ended, if killing its process group is not enough.
+
+    Attributes:
+        grace_seconds: between SIGTERM to the child alone and SIGKILL to its group; 0 kills at once.
+        traces: what to remove afterwards, even if the node is killed first.
+    """
+
+    grace_seconds: float = 0.0
+    traces: Traces | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +94,22 @@ class ChildProcess:
         pid: also of its process group.
     """
 
-    def __init__(self, process: trio.Process, log: BoundedLog) -> None:
+    def __init__(self, process: trio.Process, log: LogWriter, grace_seconds: float = 0.0) -> None:
         self.pid = process.pid
         self._process = process
         self._log = log
+        self._grace_seconds = grace_seconds
+        self._safeguard: Safeguard | None = None
+        self._killed = False
         self._gone = False
+
+    async def guard(self, folder: Path, traces: Traces) -> None:
+        """Have its traces removed in the end, even if the node is killed first.
+
+        Raises:
+            EngineStartFailed: the system refuses.
+        """
+        self._safeguard = await start_safeguard(self.pid, folder, traces)
 
     async def read_answer(self) -> str:
         """The one line it says about its start; empty if it ends without."""
@@ -74,10 +123,14 @@ class ChildProcess:
         return answer.partition(b"\n")[0].decode("utf-8", "replace")
 
     async def copy_log(self) -> None:
-        """Copy what it prints to the log until it ends."""
+        """Copy what it prints to the log until it ends; meanwhile keep its safeguard alive."""
         assert self._process.stderr is not None  # noqa: S101 (start_child made a pipe)
-        async for data in self._process.stderr:
-            self._log.write(data)
+        async with trio.open_nursery() as nursery:
+            if self._safeguard is not None:
+                nursery.start_soon(self._safeguard.stay)
+            async for data in self._process.stderr:
+                self._log.write(data)
+            nursery.cancel_scope.cancel()
 
     async def wait(self) -> str:
         """Wait for its end; how it ended, for people, such as ``was killed by SIGKILL``."""
@@ -91,22 +144,35 @@ class ChildProcess:
 
     def kill(self) -> None:
         """Kill its whole process group; idempotent, does not wait."""
+        self._killed = True
         if not self._gone:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, signal.SIGKILL)
 
     async def end(self) -> None:
-        """Kill it and wait until it is gone, cancelled or not."""
-        self.kill()
-        with trio.move_on_after(END_SECONDS) as scope:
-            scope.shield = True
-            await self.wait()
+        """End it and wait until it is gone, cancelled or not."""
+        with trio.CancelScope(shield=True):
+            await self._leave_in_peace()
+            self.kill()
+            with trio.move_on_after(END_SECONDS):
+                await self.wait()
+            if self._safeguard is not None:
+                await self._safeguard.dismiss()
             for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
                 if pipe is not None:
                     await pipe.aclose()
 
+    async def _leave_in_peace(self) -> None:
+        """Let it put its own things in order, unless it was killed already."""
+        if self._grace_seconds and not self._killed and self._process.poll() is None:
+            self._process.terminate()
+            with trio.move_on_after(self._grace_seconds):
+                await self._process.wait()
 
-async def start_child(program: PythonProgram, log: BoundedLog) -> ChildProcess:
+
+async def start_child(
+    program: Program, log: LogWriter, farewell: Farewell | None = None
+) -> ChildProcess:
     """Start `program` in a session of its own, so that a Ctrl-C of ours does not reach it.
 
     Raises:
@@ -124,4 +190,13 @@ async def start_child(program: PythonProgram, log: BoundedLog) -> ChildProcess:
         )
     except OSError as error:
         raise EngineStartFailed(f"cannot start {program.module}: {error}") from error
-    return ChildProcess(process, log)
+    farewell = farewell or Farewell()
+    child = ChildProcess(process, log, farewell.grace_seconds)
+    if farewell.traces is not None:
+        try:
+            await child.guard(program.folder, farewell.traces)
+        except BaseException:
+            child.kill()
+            await child.end()
+            raise
+    return child

@@ -1,0 +1,64 @@
+"""A node in miniature for `test_reaper`: starts a child that would outlive it, and is killed.
+
+Usage: reaped_parent.py STATE_FOLDER. Says the numbers of child and grandchild on standard output,
+then sleeps.
+"""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from providers.process import Farewell, start_child
+from providers.safeguard import Traces
+
+CHILD = """
+import os, signal, socket, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+socket.socket(socket.AF_UNIX).bind("engine.sock")
+os.mkdir("sockets")
+open("sockets/one", "w").close()
+grandchild = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"])
+print(grandchild.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@dataclass(frozen=True)
+class Stubborn:
+    """A program that does not care whether its parent lives."""
+
+    folder: Path
+    module: str = "stubborn"
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-S", "-c", CHILD]
+
+    def environment(self) -> dict[str, str]:
+        return dict(os.environ)
+
+
+class Nowhere:
+    """A log for what nobody reads."""
+
+    def write(self, data: bytes) -> None:
+        """Forget it."""
+
+
+async def start(folder, grace_seconds=0.0):
+    """The child and the number of its grandchild."""
+    traces = Traces(folder / "engine.run", (folder / "engine.sock", folder / "sockets"))
+    child = await start_child(Stubborn(folder), Nowhere(), Farewell(grace_seconds, traces))
+    return child, int(await child.read_answer())
+
+
+async def main():
+    child, grandchild = await start(Path(sys.argv[1]))
+    print(child.pid, grandchild, flush=True)
+    await child.copy_log()
+
+
+if __name__ == "__main__":
+    trio.run(main)
