@@ -56,7 +56,8 @@ async def start(folder, grace_seconds=0.0):
 
 async def main():
     child, grandchild = await start(Path(sys.argv[1]))
-    print(child.pid, grandchild, flush=True)
+    sys.stdout.write(f"{child.pid} {grandchild}\n")
+    sys.stdout.flush()
     await child.copy_log()
 
 

@@ -44,14 +44,20 @@ def reapers_of(folder):
     return [one for one in found if one.status() != psutil.STATUS_ZOMBIE]
 
 
-@asynccontextmanager
-async def killed_node(folder, also_reaper=False):
-    """The numbers of child and grandchild of a node that was killed at once."""
-    parent = subprocess.Popen(
-        [sys.executable, HERE / "reaped_parent.py", folder],
+def start_program(*command, folder="/"):
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        start_new_session=True,
         stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(HERE.parent.parent)},
     )
+
+
+@asynccontextmanager
+async def killed_node(folder, also_reaper=False):
+    """The numbers of child and grandchild of a node that was killed at once."""
+    parent = start_program(sys.executable, HERE / "reaped_parent.py", folder)
     numbers = []
     try:
         with parent.stdout as output:
@@ -154,7 +160,7 @@ async def test_engine_of_a_living_node_is_left_alone(folder):
 
 async def test_stranger_with_the_number_of_an_earlier_engine_is_left_alone(folder):
     """After a restart of the machine the numbers are given out anew."""
-    stranger = subprocess.Popen(["sleep", "600"], cwd=folder, start_new_session=True)
+    stranger = start_program("sleep", "600", folder=folder)
     try:
         gone = Process(1, "another boot:1")
         run = Run(gone, Process(stranger.pid, "another boot:2"), str(folder), ())
@@ -165,18 +171,13 @@ async def test_stranger_with_the_number_of_an_earlier_engine_is_left_alone(folde
         assert traces_in(folder) == []
     finally:
         stranger.kill()
-        stranger.wait()
+        stranger.communicate()
 
 
 async def test_session_of_a_stranger_is_left_alone_when_its_leader_is_gone(folder):
     """It may have the number, but it does not work in the engine's folder."""
     program = "import subprocess; print(subprocess.Popen(['sleep', '600']).pid, flush=True)"
-    leader = subprocess.Popen(
-        [sys.executable, "-S", "-c", program],
-        cwd="/",
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-    )
+    leader = start_program(sys.executable, "-S", "-c", program)
     with leader.stdout as output:
         number = int(output.readline())
     leader.wait()
