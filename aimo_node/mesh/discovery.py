@@ -8,6 +8,7 @@ import structlog
 import trio
 
 from aimo_node.domain.ids import PeerId, Role
+from aimo_node.domain.models import Descriptor
 from aimo_node.errors import CloseCode, RemoteProtocolError
 from aimo_node.mesh.allowance import Allowance
 from aimo_node.mesh.checking import DescriptorChecker
@@ -38,16 +39,20 @@ class Discovery(IdleObserver):
         models: tuple[str, ...] = (),
         *,
         relays: frozenset[PeerId],
+        own: PeerId | None = None,
     ) -> None:
         """
         Args:
             models: what to subscribe to; empty for all.
             relays: whose directory is believed: not everybody's who says it is a relay.
+            own: this node, if it tells the table of itself: then nobody else may, and its link to
+                itself says nothing. None learns of this node as of any other.
         """
         self._network = network
         self._table = table
         self._models = list(models)
         self._relays = relays
+        self._own = own
         self._allowances: dict[PeerId, Allowance] = {}
         self._checker = DescriptorChecker()
         self._warm_links = WarmLinks(network, table)
@@ -60,19 +65,21 @@ class Discovery(IdleObserver):
         """Ask a relay for its directory; note a provider's link."""
         if self._is_relay(link):
             link.announce(Subscribe(self._models))
-        if Role.PROVIDER in link.roles:
+        if link.peer != self._own:  # whatever roles it names: a node can become a provider later
             self._table.linked(link.peer, link.path, trio.current_time())
 
     def link_closed(self, link: Link, code: CloseCode, message: str) -> None:
         """A provider's link is gone; a relay's providers stay until they expire."""
-        self._table.unlinked(link.peer)
+        if link.peer != self._own:
+            self._table.unlinked(link.peer)
         self._warm_links.look()
 
     def link_changed(self, link: Link) -> None:
         """A provider became suspect, recovered or drains."""
-        self._table.link_state(
-            link.peer, suspect=link.session.suspect, draining=link.session.remote_draining
-        )
+        if link.peer != self._own:
+            self._table.link_state(
+                link.peer, suspect=link.session.suspect, draining=link.session.remote_draining
+            )
 
     def announced(self, link: Link, frame: Announcement) -> None:
         """A relay's batch; from anybody else it is ignored."""
@@ -102,13 +109,18 @@ class Discovery(IdleObserver):
             except RemoteProtocolError as error:
                 log.warning("descriptor.refused", source=source, reason=str(error))
                 continue
-            if self._table.describe(source, descriptor, now):
-                self._warm_links.locate(descriptor.peer, descriptor.addresses)
-                link = self._network.link(descriptor.peer)
-                if link is not None:
-                    self._table.linked(link.peer, link.path, now)
-                    self.link_changed(link)
+            if descriptor.peer != self._own:
+                self._describe(source, descriptor, now)
         for heartbeat in batch.statuses:
-            self._table.report(source, status_of(heartbeat), now)
+            if heartbeat.node_id != self._own:
+                self._table.report(source, status_of(heartbeat), now)
         for gone in batch.gone:
             self._table.forget(source, PeerId(gone))
+
+    def _describe(self, source: PeerId, descriptor: Descriptor, now: float) -> None:
+        if self._table.describe(source, descriptor, now):
+            self._warm_links.locate(descriptor.peer, descriptor.addresses)
+            link = self._network.link(descriptor.peer)
+            if link is not None:
+                self._table.linked(link.peer, link.path, now)
+                self.link_changed(link)
