@@ -8,6 +8,7 @@ import trio
 
 from aimo_node.config.settings import Settings
 from aimo_node.dispatch.inference import InferenceDoor
+from aimo_node.dispatch.registration import EndpointRegistry
 from aimo_node.edge.app import create_app, create_health_app
 from aimo_node.edge.auth import read_client_keys
 from aimo_node.edge.health import Vitals
@@ -23,6 +24,7 @@ class Door:
 
     Attributes:
         inference: where requests go; None serves health and numbers only.
+        endpoints: adds endpoints to this node; None offers no such route.
         closing: set when the node takes no new requests.
     """
 
@@ -31,6 +33,7 @@ class Door:
     metrics: NodeMetrics
     closing: trio.Event
     inference: InferenceDoor | None = None
+    endpoints: EndpointRegistry | None = None
 
     async def serve(self, task_status: StartReport = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until `closing` is set and running requests have ended or the grace is over.
@@ -55,6 +58,7 @@ class Door:
                 vitals=self.vitals,
                 drain=DrainSignals(begun=self.closing, grace_over=server.grace_over),
                 metrics=self.metrics.edge,
+                endpoints=self.endpoints,
             )
         await server.serve(
             app,

@@ -6,7 +6,6 @@ import contextlib
 import gc
 import random
 import secrets
-import time
 from collections.abc import Callable
 from typing import Final
 
@@ -14,24 +13,24 @@ import structlog
 import trio
 
 from aimo_node import __version__
-from aimo_node.assembly.incarnation import next_incarnation
+from aimo_node.assembly.control_socket import ControlSocket
+from aimo_node.assembly.engine_commands import engine_commands
 from aimo_node.assembly.membership import join_string, mesh_secret, relays_of
+from aimo_node.assembly.providing import ProviderSide
 from aimo_node.config.settings import Settings
 from aimo_node.dispatch.dispatcher import Dispatcher
-from aimo_node.dispatch.serving import ProviderService
 from aimo_node.domain.ids import Role
 from aimo_node.domain.join import parse_join
-from aimo_node.domain.models import Descriptor, EngineState, Health, Status
+from aimo_node.domain.models import Health
 from aimo_node.domain.ready import ReadyLine
 from aimo_node.errors import NetworkError
-from aimo_node.mesh.announcer import Announcer, Voice
+from aimo_node.mesh.announcer import Announcer
 from aimo_node.mesh.discovery import Discovery
 from aimo_node.mesh.host import HostLimits, MeshHost
 from aimo_node.mesh.identity import load_identity
 from aimo_node.mesh.joiner import Joiner
 from aimo_node.mesh.network import MeshNetwork
 from aimo_node.mesh.relay import RelayDirectory
-from aimo_node.ports.engine import Engine, EngineSettings
 from aimo_node.protocol import limits
 from aimo_node.protocol.handshake import Admission
 from aimo_node.routing.table import RoutingTable
@@ -41,8 +40,6 @@ log = structlog.get_logger()
 
 GC_THRESHOLD: Final = 50_000
 """New objects between collections: the default of 700 costs visible pauses at 1,000 streams."""
-ENGINE_FOLDER: Final = "engine"
-INCARNATION_FILE: Final = "incarnation"
 OWN_LINK_SECONDS: Final = 0.1
 """Before the link of a node to itself is opened again."""
 ADDRESSES_MAX: Final = limits.DESCRIPTOR_ADDRESSES_MAX
@@ -82,14 +79,13 @@ class Node:
         self._identity = load_identity(settings.node.identity_file)
         targets = [parse_join(text) for text in settings.mesh.join]
         self._secret = mesh_secret(settings, targets)
-        self._engine = _create_engine(settings) if Role.PROVIDER in roles else None
-        self._incarnation = _begin_life(settings) if self._engine else 0
-        self._service = (
-            ProviderService(self._engine, self._metrics.provider) if self._engine else None
+        serves = bool(roles & (Role.PROVIDER | Role.EDGE))
+        self._providing = (
+            ProviderSide(settings, roles, self._identity, self._metrics) if serves else None
         )
         self._network = MeshNetwork(
             Admission(self._identity.peer_id, self._secret, roles, agent=f"aimo/{__version__}"),
-            self._service.handle if self._service else None,
+            self._providing.service.handle if self._providing else None,
         )
         self._relays = relays_of(targets, self._identity.peer_id)
         self._joiner = Joiner(
@@ -104,9 +100,9 @@ class Node:
             on_stream=self._network.accept,
         )
         self._announcer: Announcer | None = None
+        self._wants_own_link = trio.Event()
         self._dispatcher: Dispatcher | None = None
         self._relay: RelayDirectory | None = None
-        self._engine_ready = trio.Event()
         self._closing = trio.Event()
         self._door_closed = trio.Event()
         self._is_ready = False
@@ -120,8 +116,9 @@ class Node:
             nursery.start_soon(self._joiner.run)
             if self._roles.bit_count() > 1:
                 # roles of one process talk over a link of the node to itself
+                self._wants_own_link.set()
                 await self._network.connect(self._network.peer)
-                nursery.start_soon(self._keep_own_link)
+            nursery.start_soon(self._keep_own_link)
             url = await self._open_door(nursery)
             self._publish_numbers()
             if await self._wait_until_ready():
@@ -136,6 +133,7 @@ class Node:
 
     async def _keep_own_link(self) -> None:
         """It can be lost: a process that was stopped for a while takes itself for dead."""
+        await self._wants_own_link.wait()
         while not self._network.draining:
             with contextlib.suppress(NetworkError):
                 link = await self._network.connect(self._network.peer)
@@ -145,20 +143,31 @@ class Node:
     def _start_roles(self, nursery: trio.Nursery) -> None:
         if Role.RELAY in self._roles:
             self._start_relay(nursery)
-        if self._engine is not None:
-            voice = Voice(self._describe, self._status)
-            self._announcer = Announcer(self._identity, self._network, voice)
+        if self._providing is not None:
+            self._announcer = self._providing.announce_over(self._network, self._addresses)
             self._network.add_observer(self._announcer)
             nursery.start_soon(self._announcer.run)
-            nursery.start_soon(self._engine.run, self._on_engine_ready, _say_progress)
+            self._providing.service.watch(self._look_at_engines)
+            nursery.start_soon(self._providing.service.run)
+            commands = engine_commands(self._providing.service)
+            control = ControlSocket(self._settings.node.state, commands)
+            nursery.start_soon(control.run)
         if Role.EDGE in self._roles:
             table = RoutingTable()
             relays = frozenset({*self._relays, self._network.peer})
-            discovery = Discovery(self._network, table, relays=relays)
+            discovery = Discovery(self._network, table, relays=relays, own=self._network.peer)
             self._network.add_observer(discovery)
             self._dispatcher = Dispatcher(self._network, table, self._metrics)
             nursery.start_soon(discovery.run)
             nursery.start_soon(self._dispatcher.run)
+            if self._providing is not None:
+                nursery.start_soon(self._providing.tell_own_edge, table)
+                self._look_at_engines()
+
+    def _look_at_engines(self) -> None:
+        """An edge that got an engine asks itself over a link of its own."""
+        if Role.EDGE in self._roles and self._providing and self._providing.service.engines:
+            self._wants_own_link.set()
 
     def _start_relay(self, nursery: trio.Nursery) -> None:
         self._relay = RelayDirectory(self._network)
@@ -185,6 +194,7 @@ class Node:
             metrics=self._metrics,
             closing=self._closing,
             inference=self._dispatcher,
+            endpoints=self._providing.registered if self._providing and self._dispatcher else None,
         )
 
         async def serve(task_status: StartReport) -> None:
@@ -199,18 +209,11 @@ class Node:
         return url
 
     def _can_be_used(self) -> bool:
-        engine_answers = self._engine is None or self._engine_ready.is_set()
+        engine_answers = self._providing is None or self._providing.can_serve
         # Without its relay an edge still serves over the links it has: taking it out of service
         # then would turn the loss of one relay into the loss of every edge.
         in_touch = self._joiner.joined or any(link.usable for link in self._network.links())
         return self._is_ready and not self._closing.is_set() and in_touch and engine_answers
-
-    def _on_engine_ready(self) -> None:
-        if self._service is not None:
-            self._service.engine_ready()
-        if self._announcer is not None:
-            self._announcer.changed()
-        self._engine_ready.set()
 
     async def _wait_until_ready(self) -> bool:
         """Whether the node became ready before it was told to stop."""
@@ -219,8 +222,8 @@ class Node:
         async def wait_parts() -> None:
             nonlocal ready
             await self._joiner.wait_joined()
-            if self._engine is not None:
-                await self._engine_ready.wait()
+            if self._providing is not None and self._providing.configured:
+                await self._providing.service.wait_settled()
                 await self._until_own_models_are_known()
             ready = True
             nursery.cancel_scope.cancel()
@@ -247,7 +250,7 @@ class Node:
 
     def _ready_line(self, url: str | None) -> ReadyLine:
         addresses = tuple(self._host.addresses())
-        models = self._engine.capabilities().models if self._engine is not None else ()
+        models = self._providing.service.offer(to_owner=True).models if self._providing else ()
         is_relay = Role.RELAY in self._roles
         return ReadyLine(
             peer_id=self._identity.peer_id,
@@ -264,41 +267,18 @@ class Node:
         self._closing.set()
         if self._dispatcher is not None:
             self._dispatcher.drain()
-        if self._service is not None:
-            self._service.drain()
+        if self._providing is not None:
+            self._providing.service.drain()
         if self._announcer is not None:
             self._announcer.announce()
         self._network.drain()
         await self._door_closed.wait()
-        if self._service is not None:
+        if self._providing is not None:
             with trio.move_on_at(grace_over):
-                await self._service.wait_idle()
+                await self._providing.service.wait_idle()
                 await self._network.wait_idle()
         with trio.move_on_after(CLOSE_SECONDS):
             await self._network.close()
-
-    def _describe(self) -> Descriptor:
-        ready = self._engine_ready.is_set()
-        offer = self._engine.capabilities() if self._engine is not None and ready else None
-        return Descriptor(
-            peer=self._identity.peer_id,
-            incarnation=self._incarnation,
-            models=offer.models if offer is not None else (),
-            addresses=self._addresses(),
-            engine=offer.engine if offer is not None else self._settings.provider.engine,
-            requests_max=offer.requests_max if offer is not None else 0,
-            region=self._settings.provider.region,
-            version=__version__,
-            engine_state=self._service.engine_state if self._service else EngineState.STOPPED,
-        )
-
-    def _status(self) -> Status:
-        service = self._service
-        if service is None:
-            raise RuntimeError("only a provider has a status")
-        return Status(
-            self._identity.peer_id, self._incarnation, 0, service.health(), service.load()
-        )
 
     def _publish_numbers(self) -> None:
         watch, network = self._metrics.watch, self._network
@@ -311,31 +291,3 @@ class Node:
         elif self._relay is not None:
             book = self._relay.book
             watch("aimo_directory_providers", lambda: len(book))
-
-
-def _create_engine(settings: Settings) -> Engine:
-    from providers.registry import create_engine  # noqa: PLC0415 (only a provider has engines)
-
-    provider = settings.provider
-    folder = settings.node.state / ENGINE_FOLDER
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return create_engine(
-        provider.engine,
-        EngineSettings(
-            state_folder=folder,
-            model=provider.model,
-            endpoint=provider.endpoint,
-            api_key_file=provider.api_key_file,
-            engine_args=provider.engine_args,
-            requests_max=provider.requests_max,
-            served_name=provider.served_name,
-        ),
-    )
-
-
-def _begin_life(settings: Settings) -> int:
-    return next_incarnation(settings.node.state / INCARNATION_FILE, time.time_ns() // 1_000_000)
-
-
-def _say_progress(line: str, state: EngineState = EngineState.STARTING) -> None:
-    log.info("engine.starting", progress=line, state=state.text)

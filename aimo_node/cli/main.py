@@ -22,6 +22,7 @@ COMMANDS: Final = {
     "chat": "aimo_node.cli.chat",
     "models": "aimo_node.cli.models",
     "peers": "aimo_node.cli.peers",
+    "engine": "aimo_node.cli.engine",
     "id": "aimo_node.cli.identity",
     "config": "aimo_node.cli.configuration",
 }

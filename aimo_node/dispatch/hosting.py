@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
@@ -18,6 +19,8 @@ from aimo_node.ports.engine import AnswerSink, Capabilities, Engine, EngineReque
 
 log = structlog.get_logger()
 
+UNLOAD_SECONDS: Final = 30.0
+"""What an engine that is unloaded may take to end its answers."""
 LOAD_SECONDS_MAX: Final = 600.0
 """How long a request waits for its model to be loaded: vLLM compiles for minutes."""
 DETAIL_CHARACTERS_MAX: Final = 500
@@ -68,6 +71,9 @@ class HostedEngine:
         self._used_at = 0.0
         self._news = trio.Event()
         self._wanted = trio.Event()
+        self._unload = trio.Event()
+        self._quiet = trio.Event()
+        self._streams = 0
 
     @property
     def state(self) -> EngineState:
@@ -134,16 +140,45 @@ class HostedEngine:
 
     async def stream(self, request: EngineRequest, sink: AnswerSink) -> None:
         """Answer, once the engine is loaded; see `Engine.stream`."""
+        engine = await self._loaded()
+        self._streams += 1
         try:
-            engine = await self._loaded()
             await engine.stream(request, sink)
         finally:
+            self._streams -= 1
             self._used_at = trio.current_time()
+            if not self._streams:
+                self._quiet.set()
 
     def want(self) -> None:
         """Load it as for a request; nothing happens if it is."""
         self._used_at = trio.current_time()
         self._wanted.set()
+
+    async def wait_wanted(self) -> None:
+        """Return when somebody wants it loaded that is not."""
+        await self._wanted.wait()
+
+    async def load_now(self) -> None:
+        """Load it for its owner.
+
+        Raises:
+            EngineStartFailed: it cannot be loaded.
+        """
+        if self._state in GIVEN_UP:
+            self.want()
+            await self._news.wait()
+        while self._state is not EngineState.RUNNING:
+            if self._state in GIVEN_UP:
+                raise EngineStartFailed(self.detail)
+            self.want()
+            await self._news.wait()
+
+    async def unload_now(self) -> None:
+        """Unload it for its owner; what it is answering may end in time."""
+        self._unload.set()
+        while self._state is not EngineState.STOPPED and self._state not in GIVEN_UP:
+            await self._news.wait()
 
     async def run(self) -> None:
         """Load it, unload it when idle, load it again when wanted; until cancelled.
@@ -154,9 +189,10 @@ class HostedEngine:
         try:
             while True:
                 await self._one_load()
-                self._enter(EngineState.STOPPED, "unloaded: it was idle")
+                self._enter(EngineState.STOPPED, "unloaded")
                 await self._wanted.wait()
         except EngineStartFailed as error:
+            self._wanted = trio.Event()
             given_up = EngineState.NOT_INSTALLED if error.not_installed else EngineState.ERROR
             self._enter(given_up, str(error))
             self.settled.set()
@@ -170,6 +206,7 @@ class HostedEngine:
         """From loading to the end of its use."""
         engine = self._next if self._next is not None else self.plan.make()
         self._next = None
+        self._unload = trio.Event()
         self._enter(EngineState.STARTING, "")
         failure: EngineStartFailed | None = None
         self._engine = engine
@@ -184,25 +221,30 @@ class HostedEngine:
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(look_after)
-            if self.plan.idle_seconds:
-                await self._until_idle()
-                self._enter(EngineState.STOPPING, "")
-                nursery.cancel_scope.cancel()
+            await self._until_unload()
+            self._wanted = trio.Event()
+            self._enter(EngineState.STOPPING, "")
+            with trio.move_on_after(UNLOAD_SECONDS):
+                while self._streams:
+                    self._quiet = trio.Event()
+                    await self._quiet.wait()
+            nursery.cancel_scope.cancel()
         if failure is not None:
             raise failure
 
-    async def _until_idle(self) -> None:
-        """Return when it is loaded and nobody has wanted it for a while; waits for ever if not."""
-        while self._state is not EngineState.RUNNING:
-            await self._news.wait()
+    async def _until_unload(self) -> None:
+        """Return when its owner wants it unloaded, or nobody has wanted it for a while."""
+        idle_seconds = self.plan.idle_seconds or math.inf
         while True:
-            busy = self.places.running or self.places.waiting
             now = trio.current_time()
-            idle_at = (now if busy else self._used_at) + self.plan.idle_seconds
+            is_busy = bool(self.places.running or self.places.waiting)
+            is_unused = self._state is EngineState.RUNNING and not is_busy
+            idle_at = (self._used_at if is_unused else now) + idle_seconds
             if idle_at <= now:
-                self._wanted = trio.Event()
                 return
-            await trio.sleep(idle_at - now)
+            with trio.move_on_at(idle_at):
+                await self._unload.wait()
+                return
 
     async def _loaded(self) -> Engine:
         """The engine, once it can answer.

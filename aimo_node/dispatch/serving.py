@@ -171,7 +171,8 @@ class ProviderService:
                         reason=str(error),
                         retry_in_seconds=delay,
                     )
-                await trio.sleep(delay)
+                with trio.move_on_after(delay):
+                    await engine.wait_wanted()
                 delay = min(RETRY_SECONDS_MAX, delay * 2)
 
     def _anybody_left(self) -> bool:
@@ -271,6 +272,8 @@ class ProviderService:
     def _admit(self) -> None:
         if self._draining:
             raise Draining("the provider is going away")
+        if not self._engines:
+            raise ModelNotFound("this node serves no models", param="model")
         if self.running >= HANDLED_MAX:
             raise Overloaded("the provider is at its limit", retry_after_seconds=1)
         if not any(engine.offered() for engine in self.engines):

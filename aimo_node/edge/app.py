@@ -12,6 +12,7 @@ from quart import Response, has_request_context, request, websocket
 from werkzeug.exceptions import HTTPException
 
 from aimo_node.dispatch.inference import InferenceDoor
+from aimo_node.dispatch.registration import EndpointRegistry
 from aimo_node.edge.asgi import CONSUMER, EdgeApp
 from aimo_node.edge.guard import Guard
 from aimo_node.edge.health import Vitals, add_health_routes
@@ -19,6 +20,7 @@ from aimo_node.edge.inference import Desk
 from aimo_node.edge.json_body import decode_object
 from aimo_node.edge.metrics import EdgeMetrics, NoMetrics
 from aimo_node.edge.native.providers import provider_list
+from aimo_node.edge.native.registration import RegistrationDesk
 from aimo_node.edge.native.request import read_native, read_provider
 from aimo_node.edge.native.stream_socket import StreamSocket
 from aimo_node.edge.openai.catalogue import model_list, one_model
@@ -33,13 +35,14 @@ def wall_clock() -> int:
     return time.time_ns() // 1_000_000_000
 
 
-def create_app(
+def create_app(  # noqa: PLR0913 (what stands behind a door, each by its name)
     door: InferenceDoor,
     settings: EdgeSettings,
     *,
     vitals: Vitals | None = None,
     drain: DrainSignals | None = None,
     metrics: EdgeMetrics | None = None,
+    endpoints: EndpointRegistry | None = None,
     now: Callable[[], int] = wall_clock,
 ) -> EdgeApp:
     """The application of an edge.
@@ -49,6 +52,7 @@ def create_app(
         vitals: whether the node has joined its mesh, and its numbers.
         drain: set by the node when it goes away; see `DrainSignals`.
         metrics: told of each request.
+        endpoints: adds endpoints to this node, for whoever asks from this machine.
         now: seconds since the epoch.
     """
     vitals = vitals or Vitals()
@@ -59,6 +63,8 @@ def create_app(
     add_health_routes(app, replace(vitals, is_ready=lambda: has_joined() and not desk.draining))
     _add_catalogue_routes(app, door, now())
     _add_inference_routes(app, ChatDesk(desk, now))
+    if endpoints is not None:
+        _add_registration_routes(app, RegistrationDesk(endpoints, settings))
 
     async def watch_drain() -> None:
         app.nursery.start_soon(desk.cut_after_grace)
@@ -129,5 +135,23 @@ def _add_inference_routes(app: EdgeApp, chat: ChatDesk) -> None:
     app.add_websocket("/v1/stream", view_func=stream_socket)
 
 
-def _json(value: dict[str, Any]) -> Response:
-    return Response(msgspec.json.encode(value), content_type="application/json")
+def _add_registration_routes(app: EdgeApp, desk: RegistrationDesk) -> None:
+    async def register() -> Response:
+        body: Any = await request.get_data()
+        status, answer = await desk.register(request.scope, decode_object(body))
+        return _json(answer, status)
+
+    async def registered() -> Response:
+        return _json(desk.registered(request.scope))
+
+    async def remove(label: str) -> Response:
+        return _json(await desk.remove(request.scope, label))
+
+    path = "/v1/providers/register"
+    app.add_url_rule(path, "register", view_func=register, methods=["POST"])
+    app.add_url_rule(path, "registered", view_func=registered, methods=["GET"])
+    app.add_url_rule(f"{path}/<label>", "remove", view_func=remove, methods=["DELETE"])
+
+
+def _json(value: dict[str, Any], status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status=status, content_type="application/json")

@@ -30,7 +30,8 @@ class EngineSettings:
         models: several models by their name in the mesh, each with the engine's own name; `model`
             and `served_name` are empty then.
         media_domains: hosts from which the engine may fetch media; empty forbids remote media.
-        owner_only: only the owner's own edge, on loopback, can reach this node's engines.
+        owner_only: this node has an edge that only its owner can reach, on loopback; an engine
+            that may serve nobody else refuses to be made without.
     """
 
     state_folder: Path

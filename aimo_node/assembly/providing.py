@@ -1,0 +1,115 @@
+"""What a node serves: its engines, those added at run time, and what it says of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from aimo_node import __version__
+from aimo_node.assembly.engines import EngineMaker, free_label
+from aimo_node.assembly.incarnation import next_incarnation
+from aimo_node.assembly.registered import RegisteredEndpoints
+from aimo_node.config.settings import Settings
+from aimo_node.dispatch.own_provider import OwnProvider
+from aimo_node.dispatch.serving import ProviderService
+from aimo_node.domain.ids import PeerId, Role
+from aimo_node.domain.models import Descriptor, Health, Status
+from aimo_node.mesh.announcer import Announcer, Voice
+from aimo_node.mesh.identity import KeyPair
+from aimo_node.mesh.network import MeshNetwork
+from aimo_node.routing.table import RoutingTable
+from aimo_node.telemetry.metrics import NodeMetrics
+
+INCARNATION_FILE: Final = "incarnation"
+OWN_SECONDS: Final = 1.0
+"""How often a node tells its own edge how busy it is."""
+OWN_PAUSE_SECONDS: Final = 0.05
+"""Changes that come together are told together."""
+
+
+class ProviderSide:
+    """The provider in a node; an edge has one without engines, until an endpoint is added.
+
+    Attributes:
+        service: serves the requests.
+        registered: endpoints added at run time; only an edge has a door for that.
+        configured: whether the configuration names engines.
+    """
+
+    def __init__(
+        self, settings: Settings, roles: Role, identity: KeyPair, metrics: NodeMetrics
+    ) -> None:
+        self._settings = settings
+        self._identity = identity
+        self._incarnation = next_incarnation(
+            settings.node.state / INCARNATION_FILE, time.time_ns() // 1_000_000
+        )
+        self._addresses: Callable[[], tuple[str, ...]] = tuple
+        self._news = trio.Event()
+        maker = EngineMaker(settings, roles)
+        self.service = ProviderService(identity.peer_id, metrics.provider)
+        self.registered = RegisteredEndpoints(self.service, maker, settings.node.state)
+        labels: list[str] = []
+        if Role.PROVIDER in roles:
+            for section in settings.provider.engines:
+                labels.append(free_label(section.name, labels))
+                self.service.add(maker.plan(section, labels[-1]))
+        self.configured = bool(labels)
+        if Role.EDGE in roles:
+            self.registered.restore()
+        self.service.watch(self._on_change)
+
+    def announce_over(
+        self, network: MeshNetwork, addresses: Callable[[], tuple[str, ...]]
+    ) -> Announcer:
+        """The voice that tells relays; `addresses` says where others reach this node."""
+        self._addresses = addresses
+        announcer = Announcer(self._identity, network, Voice(self.describe, self.status))
+        self.service.watch(announcer.changed)
+        return announcer
+
+    async def tell_own_edge(self, table: RoutingTable) -> None:
+        """Keep this node's own entry in its edge's table true until cancelled."""
+        own = OwnProvider(table, lambda: self.describe(to_owner=True), self.status)
+        while True:
+            self._news = trio.Event()
+            own.refresh(trio.current_time())
+            with trio.move_on_after(OWN_SECONDS):
+                await self._news.wait()
+                await trio.sleep(OWN_PAUSE_SECONDS)
+
+    def describe(self, *, to_owner: bool = False) -> Descriptor:
+        """What this node offers now; the revision is not filled in."""
+        offer = self.service.offer(to_owner=to_owner)
+        return Descriptor(
+            peer=self.peer,
+            incarnation=self._incarnation,
+            models=offer.models,
+            addresses=self._addresses(),
+            engine=offer.kinds,
+            engine_state=offer.state,
+            engines=offer.engines,
+            requests_max=offer.requests_max,
+            region=self._settings.provider.region,
+            version=__version__,
+        )
+
+    def status(self) -> Status:
+        """How it is now; the seq is not filled in."""
+        return Status(self.peer, self._incarnation, 0, self.service.health(), self.service.load())
+
+    @property
+    def peer(self) -> PeerId:
+        """This node."""
+        return self._identity.peer_id
+
+    @property
+    def can_serve(self) -> bool:
+        """Whether an engine takes requests, or there is none that should."""
+        return not self.configured or self.service.health() is not Health.OFFLINE
+
+    def _on_change(self) -> None:
+        self._news.set()
