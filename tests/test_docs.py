@@ -118,7 +118,7 @@ def test_a_command_is_documented_with_exactly_its_flags(name: str) -> None:
 
 
 def test_only_real_commands_are_documented() -> None:
-    headings = re.findall(r"^## `aimo ([\w ]+)`$", reference("commands.md"), re.MULTILINE)
+    headings = re.findall(r"^## `aimo ([\w -]+)`$", reference("commands.md"), re.MULTILINE)
     assert headings == [name for name, _ in all_commands()]
 
 

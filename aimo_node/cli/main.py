@@ -23,6 +23,8 @@ COMMANDS: Final = {
     "models": "aimo_node.cli.models",
     "peers": "aimo_node.cli.peers",
     "engine": "aimo_node.cli.engine",
+    "auth": "aimo_node.cli.auth",
+    "check-usage": "aimo_node.cli.check_usage",
     "id": "aimo_node.cli.identity",
     "config": "aimo_node.cli.configuration",
 }

@@ -63,7 +63,7 @@ def create(settings: EngineSettings) -> CopilotEngine:
     if not settings.owner_only:
         raise ConfigError(
             "copilot serves its owner only and is never offered to a mesh: run it with"
-            " `aimo up --engine copilot`, on loopback and without --join"
+            " `aimo up --engine copilot`, its HTTP door on loopback and behind no proxy"
         )
     if settings.endpoint or settings.api_key_file or settings.api_key_env:
         raise ConfigError(
