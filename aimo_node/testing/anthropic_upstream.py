@@ -31,6 +31,9 @@ MODEL: Final = "claude-stand-in"
 WORDS: Final = ("Naïve ", "answers ", "cost ", "5 € ", "and ", "a 🙂 ", "too.")
 PAUSE_SECONDS: Final = 0.005
 
+NO_SAMPLING_SINCE: Final = "2026-10-21"
+"""The API version that took sampling parameters out."""
+
 LIMITS: Final[Mapping[str, str]] = {
     "anthropic-ratelimit-requests-limit": "1000",
     "anthropic-ratelimit-requests-remaining": "999",
@@ -131,6 +134,9 @@ class StandInMessages(StandInUpstream):
 
     def _answer(self, received: Received, *, counting: bool) -> Script:
         body = {"max_tokens": 1, **received.body} if counting else received.body
+        if received.headers["anthropic-version"] >= NO_SAMPLING_SINCE:
+            for name in body.keys() & {"temperature", "top_p", "top_k"}:
+                return error("invalid_request_error", f"{name}: Extra inputs are not permitted")
         if said := objection(body):
             return error("invalid_request_error", said)
         if self.entries and body["model"] not in [entry["id"] for entry in self.entries]:
@@ -142,8 +148,9 @@ class StandInMessages(StandInUpstream):
     def _refused(self, headers: Mapping[str, str]) -> Script | None:
         if "anthropic-version" not in headers:
             return error("invalid_request_error", "anthropic-version: header is required")
-        if headers.get("x-api-key") != KEY:
-            key = headers.get("x-api-key", "none")
+        bearer = headers.get("authorization", "").removeprefix("Bearer ")
+        key = headers.get("x-api-key") or bearer
+        if key != KEY:
             return error("authentication_error", f"invalid x-api-key {key}")
         return None
 

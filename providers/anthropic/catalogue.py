@@ -45,8 +45,8 @@ class ModelFacts:
     def takes_sampling(self) -> bool:
         """Whether temperature, top_p and top_k may be sent.
 
-        The API does not say so. The generation of models that lost the thinking budget lost
-        these three with it.
+        The API does not say so, but the models that lost the thinking budget, Claude Opus 4.7 and
+        later, lost these three with it.
         """
         return not (self.adaptive and self.budgeted is False)
 

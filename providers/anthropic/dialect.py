@@ -13,6 +13,9 @@ from aimo_node.domain.ids import FinishReason
 
 API_VERSION: Final = "2023-06-01"
 
+NO_SAMPLING_SINCE: Final = "2026-10-21"
+"""The version of the API that took temperature, top_p and top_k out; dates sort as they are."""
+
 FINISH_OF_STOP: Final[Mapping[str, FinishReason]] = {
     "end_turn": FinishReason.STOP,
     "stop_sequence": FinishReason.STOP,

@@ -22,9 +22,9 @@ from aimo_node.errors import (
     PayloadTooLarge,
 )
 from providers.answers import NOT_JSON
+from providers.rate_limits import retry_after_seconds
 
 MESSAGE_CHARACTERS_MAX: Final = 300
-RETRY_AFTER_SECONDS_MAX: Final = 3600.0
 
 _TYPE_OF_STATUS: Final[Mapping[int, str]] = {
     400: "invalid_request_error",
@@ -64,8 +64,7 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes) -> CodedError:
     """The error that an HTTP status other than 200 means."""
     kind, message = _read_error(body)
     known = kind if kind in _TYPE_OF_STATUS.values() else _TYPE_OF_STATUS.get(status, "")
-    seconds = retry_after_seconds(headers.get("retry-after", ""))
-    return _error(known, message, seconds) or EngineFailed(
+    return _error(known, message, retry_after_seconds(headers)) or EngineFailed(
         f"the engine answered with HTTP status {status}"
     )
 
@@ -81,13 +80,6 @@ def failure_in_stream(error: object, *, started: bool) -> CodedError:
         return broken_off
     kind, message = _kind_and_message(error)
     return _error(kind, message, None) or broken_off
-
-
-def retry_after_seconds(text: str) -> float | None:
-    """Seconds of a Retry-After header; its form with a date is not worth a clock."""
-    if not re.fullmatch(r"\d{1,6}(\.\d{1,3})?", text.strip()):
-        return None
-    return min(float(text), RETRY_AFTER_SECONDS_MAX)
 
 
 def _error(kind: str, message: str, retry_after: float | None) -> CodedError | None:
