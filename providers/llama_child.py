@@ -4,48 +4,48 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+import msgspec
 import structlog
 import trio
 
-from aimo_node.domain.ids import ModelName
 from aimo_node.errors import EngineFailed
 from aimo_node.ports.engine import Progress
+from providers.answers import NOT_JSON
 from providers.bounded_log import BoundedLog
 from providers.cache_slots import CacheSlots
-from providers.process import ChildProcess, PythonProgram, start_child
-from providers.socket_folder import claim_socket, remove_socket
+from providers.llama_plan import LlamaPlan, remember_checked
+from providers.process import ChildProcess, Farewell, PythonProgram, start_child
+from providers.safeguard import Traces, clear_orphans
+from providers.socket_folder import claim_socket, remove_socket, socket_traces
 from providers.unix_client import UnixUpstream
 from providers.upstream import ask_once
 
-REQUESTS_MAX_DEFAULT: Final = 4
 PROGRESS_EVERY_SECONDS: Final = 2.0
+SLOTS_TIMEOUT_SECONDS: Final = 1.0
+"""llama.cpp answers between two steps of its computation; a long prompt makes that long."""
+
+_FIXES: Final[Mapping[str, str]] = {
+    r"not within the file bounds|failed to read|unexpected(ly)? (end|reached)|incomplete": (
+        "the file is not complete: download it again"
+    ),
+    r"invalid data|invalid magic|corrupt": "the file is damaged: download it again",
+    r"unknown model architecture|unknown (pre-)?tokenizer|wrong number of tensors": (
+        "this llama.cpp does not know such a model: update xllamacpp"
+    ),
+    r"(failed|unable) to allocate|out of memory|bad_alloc|kv.?cache": (
+        "there is not enough memory: take a smaller quantization, a smaller "
+        "--engine-args '--context …' or fewer --requests-max"
+    ),
+}
+"""What llama.cpp prints, and what to do about it."""
 
 _log: Final = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class LlamaPlan:
-    """How llama.cpp is to run.
-
-    Attributes:
-        context_tokens: of each slot; 0 takes the model's own, at most `CONTEXT_TOKENS_DEFAULT`.
-        gpu_layers: -1 leaves it to llama.cpp.
-        digest: of the weights, once known.
-    """
-
-    weights: Path
-    name: ModelName
-    state_folder: Path
-    slots: int = REQUESTS_MAX_DEFAULT
-    context_tokens: int = 0
-    threads: int = 1
-    gpu_layers: int = -1
-    digest: bytes = b""
 
 
 class LlamaChild:
@@ -55,6 +55,7 @@ class LlamaChild:
         plan: complete before the first launch.
         ready: called after each start.
         slots: what the child's slots hold.
+        kv_used: share of the key-value cache that running requests take, as of the last probe.
         upstream: the child that was launched last.
     """
 
@@ -64,6 +65,7 @@ class LlamaChild:
         self.plan = plan
         self.ready: Callable[[], None] = _ignore
         self.slots = CacheSlots(plan.slots)
+        self.kv_used = 0.0
         self.upstream = UnixUpstream(Path())
         self._socket: Path | None = None
         self._log: BoundedLog | None = None
@@ -71,22 +73,19 @@ class LlamaChild:
     async def launch(self) -> ChildProcess:
         """See `Charge`."""
         plan = self.plan
+        run_file = plan.state_folder / f"{self.name}.run"
+        await clear_orphans(run_file, self.name)
         self._socket = await claim_socket(plan.state_folder, self.name)
         self.upstream = UnixUpstream(self._socket)
         if self._log is None:
             self._log = BoundedLog(plan.state_folder / "llama.log")
         self._log.begin(f"llama.cpp for {plan.name}")
-        settings = {
-            "model": str(plan.weights),
-            "name": plan.name,
-            "socket": str(self._socket),
-            "slots": plan.slots,
-            "context_tokens": plan.context_tokens,
-            "threads": plan.threads,
-            "gpu_layers": plan.gpu_layers,
-        }
-        program = PythonProgram("providers.llama_server", [json.dumps(settings)], plan.state_folder)
-        return await start_child(program, self._log)
+        settings = json.dumps(plan.child_settings(self._socket))
+        program = PythonProgram("providers.llama_server", [settings], plan.state_folder)
+        farewell = Farewell(traces=Traces(run_file, socket_traces(self._socket)))
+        # Cancelled between child and reaper it would leave one without the other for a moment.
+        with trio.CancelScope(shield=True):
+            return await start_child(program, self._log, farewell)
 
     async def wait_ready(self, child: ChildProcess, progress: Progress) -> str:
         """See `Charge`."""
@@ -104,15 +103,21 @@ class LlamaChild:
             status, _ = await ask_once(self.upstream, "/health", timeout_seconds=timeout_seconds)
         except EngineFailed:
             return False
+        await self._read_slots()
         return status == 200
 
     def up(self) -> None:
         """See `Charge`."""
-        _log.info("engine.ready", engine=self.name, model=self.plan.name, slots=self.plan.slots)
+        plan = self.plan
+        _log.info("engine.ready", engine=self.name, model=plan.name, slots=plan.slots)
+        self.slots.forget()
+        remember_checked(plan)
+        self.plan = replace(plan, is_checked=True)
         self.ready()
 
     def down(self) -> None:
         """See `Charge`."""
+        self.kv_used = 0.0
         if self._socket is not None:
             remove_socket(self._socket)
 
@@ -120,9 +125,8 @@ class LlamaChild:
         """See `Charge`."""
         if self._log is None:
             return ending
-        lines = [line.partition(" E ")[2] for line in self._log.tail()]
-        reason = next((" ".join(line.split()) for line in lines if line), ending)
-        return f"llama.cpp cannot serve {self.plan.weights}: {reason} (more in {self._log.path})"
+        errors = [line.partition(" E ")[2] for line in self._log.tail()]
+        return explained(self.plan, [line for line in errors if line], ending, self._log.path)
 
     def close(self) -> None:
         """Close the log."""
@@ -138,6 +142,48 @@ class LlamaChild:
             await trio.sleep(PROGRESS_EVERY_SECONDS)
             percent = min(99, 100 * _resident_bytes(pid) // size)
             progress(f"loading {self.plan.name}, {percent} %")
+
+    async def _read_slots(self) -> None:
+        """Learn how full the cache is; if it does not tell in time, the number stays as it was."""
+        try:
+            status, answer = await ask_once(
+                self.upstream, "/slots", timeout_seconds=SLOTS_TIMEOUT_SECONDS
+            )
+            slots = _decode_slots(answer) if status == 200 else []
+        except (EngineFailed, *NOT_JSON):
+            return
+        room = self.plan.slots * self.plan.context_tokens
+        taken = sum(slot.n_prompt_tokens for slot in slots if slot.is_processing)
+        self.kv_used = min(1.0, taken / room) if room else 0.0
+
+
+def explained(plan: LlamaPlan, errors: Sequence[str], ending: str, log: Path) -> str:
+    """One sentence about a child that ended, with the fix where one is known.
+
+    Args:
+        errors: what llama.cpp printed, oldest first.
+        log: where the rest is.
+    """
+    reason = " ".join((errors[0] if errors else ending).split())
+    fix = ""
+    for line in errors:
+        found = next((_FIXES[words] for words in _FIXES if re.search(words, line)), "")
+        if found:
+            reason, fix = " ".join(line.split()), f": {found}"
+            break
+    if not errors and "SIGKILL" in ending:
+        fix = ": perhaps the system ran out of memory; take a smaller quantization"
+    return f"llama.cpp cannot serve {plan.weights}: {reason}{fix} (more in {log})"
+
+
+class _Slot(msgspec.Struct):
+    """One of ``/slots``; the count holds what was generated so far, too."""
+
+    is_processing: bool = False
+    n_prompt_tokens: int = 0
+
+
+_decode_slots: Final = msgspec.json.Decoder(list[_Slot]).decode
 
 
 def _ignore() -> None:

@@ -40,7 +40,8 @@ def _parameters(xllamacpp: Any, settings: dict[str, Any]) -> Any:  # noqa: ANN40
     """llama.cpp's parameters.
 
     Args:
-        settings: model, name, socket, slots, context_tokens (of one slot), threads, gpu_layers.
+        settings: model, name, socket, slots, context_tokens (of one slot), threads, gpu_layers,
+            embeddings, pooling (-1 takes the model's own), check_tensors.
     """
     parameters = xllamacpp.CommonParams()
     parameters.model.path = settings["model"]
@@ -55,11 +56,17 @@ def _parameters(xllamacpp: Any, settings: dict[str, Any]) -> Any:  # noqa: ANN40
     parameters.n_threads_http = settings["slots"] + 4
     parameters.use_jinja = True
     parameters.endpoint_metrics = True
-    parameters.endpoint_slots = False
+    parameters.endpoint_slots = True
     parameters.ui = False
     parameters.warmup = False
     # This cache in main memory is shared by all consumers; slots are told apart by the node.
     parameters.cache_ram_mib = 0
+    parameters.check_tensors = settings["check_tensors"]
+    if settings["embeddings"]:
+        parameters.embedding = True
+        parameters.pooling_type = xllamacpp.llama_pooling_type(settings["pooling"])
+        # A text to embed must fit into one step of the computation.
+        parameters.n_batch = parameters.n_ubatch = settings["context_tokens"]
     parameters.verbosity = LOG_ERRORS_AND_WARNINGS
     return parameters
 

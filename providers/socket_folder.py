@@ -56,6 +56,12 @@ def remove_socket(path: Path) -> None:
             path.parent.rmdir()
 
 
+def socket_traces(path: Path) -> tuple[Path, ...]:
+    """What `remove_socket` would remove, for whoever has to do it in its place."""
+    made_for_it = _SHORT_FOLDER.fullmatch(path.parent.name)
+    return (path.parent,) if made_for_it else (path,)
+
+
 def is_listening(path: Path) -> bool:
     """Whether somebody answers on the socket; does not wait."""
     with socket.socket(socket.AF_UNIX) as probe:

@@ -12,14 +12,20 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 import trio
 
 from aimo_node.domain.ids import Endpoint, ModelName
-from aimo_node.domain.models import EngineState, Feature, Health, Load, ModelInfo
-from aimo_node.errors import ConfigError, EngineFailed, InvalidRequest, ModelNotFound
+from aimo_node.domain.models import EngineState, Health, Load
+from aimo_node.errors import (
+    ConfigError,
+    EngineFailed,
+    EngineStartFailed,
+    InvalidRequest,
+    ModelNotFound,
+)
 from aimo_node.ports.engine import (
     AnswerSink,
     Capabilities,
@@ -28,19 +34,28 @@ from aimo_node.ports.engine import (
     Progress,
 )
 from providers.admission import Admission
+from providers.answer_meter import AnswerMeter
 from providers.answers import NOT_JSON
 from providers.arguments import EngineArguments, integer_between
-from providers.llama_child import REQUESTS_MAX_DEFAULT, LlamaChild, LlamaPlan
-from providers.openai_dialect import ask, refusal
+from providers.cache_slots import Slot
+from providers.llama_child import LlamaChild
+from providers.llama_plan import POOLINGS, REQUESTS_MAX_DEFAULT, LlamaPlan, completed
+from providers.llama_requests import (
+    PATHS,
+    OverflowTold,
+    answer_bodies,
+    embeddings_body,
+    prompts_of,
+)
+from providers.openai_dialect import ask, ask_data, refusal
 from providers.openai_whole import WholeAnswer
+from providers.several_answers import SeveralAnswers
 from providers.supervisor import RestartPolicy, Supervisor
 from providers.upstream import ask_once
-from providers.weights import read_head, weights_digest
+from providers.whole_completion import LegacyLogprobs, WholeCompletion
 
 DEMO_MODEL: Final = "tiny"
-CONTEXT_TOKENS_DEFAULT: Final = 8192
-"""Of one request; the key-value cache of a common 8B model then takes one gigabyte per slot."""
-
+PACKAGE: Final = "xllamacpp"
 SMALL_MODEL_BYTES: Final = 64 << 20
 """Below this, threads cost more in waiting for each other than they compute."""
 
@@ -49,15 +64,15 @@ def create(settings: EngineSettings) -> LlamaEngine:
     """Entry point ``llama``.
 
     Raises:
-        ConfigError: no such file, unknown engine arguments, or xllamacpp is not installed.
+        ConfigError: no such file, or unknown engine arguments.
     """
     arguments = EngineArguments("llama")
     arguments.add_argument("--threads", type=integer_between(1, 256), default=0)
     arguments.add_argument("--context", type=integer_between(128, 1 << 24), default=0)
     arguments.add_argument("--gpu-layers", type=integer_between(-1, 1000), default=-1)
+    arguments.add_argument("--embeddings", action="store_true")
+    arguments.add_argument("--pooling", choices=sorted(POOLINGS), default="mean")
     found = arguments.read(settings.engine_args)
-    if importlib.util.find_spec("xllamacpp") is None:
-        raise ConfigError("the llama engine needs xllamacpp: pip install xllamacpp")
     path = _weights_path(settings.model)
     name = DEMO_MODEL if settings.model in {"", DEMO_MODEL} else path.stem
     plan = LlamaPlan(
@@ -68,6 +83,7 @@ def create(settings: EngineSettings) -> LlamaEngine:
         context_tokens=found.context,
         threads=found.threads or _threads_for(path),
         gpu_layers=found.gpu_layers,
+        pooling=found.pooling if found.embeddings else "",
     )
     return LlamaEngine(plan)
 
@@ -86,6 +102,7 @@ class LlamaEngine:
         chance = random.Random()  # noqa: S311 (no secret is made)
         self._supervisor = Supervisor(self._child, policy or RestartPolicy(), chance)
         self._admission = Admission(plan.slots)
+        self._meter = AnswerMeter()
 
     async def run(self, ready: Callable[[], None], progress: Progress) -> None:
         """Read the weights, then keep a child alive until cancelled; `ready` after each start.
@@ -93,7 +110,16 @@ class LlamaEngine:
         Raises:
             EngineStartFailed: the weights cannot be used, or the child does not start.
         """
-        self.plan = await self._measure(progress)
+        if importlib.util.find_spec(PACKAGE) is None:
+            raise EngineStartFailed(
+                f"the llama engine needs {PACKAGE}: pip install {PACKAGE}", not_installed=True
+            )
+        progress(f"checking the weights of {self.plan.name}")
+        self.plan = await trio.to_thread.run_sync(
+            completed,
+            self.plan,
+            abandon_on_cancel=True,  # type: ignore[call-arg, unused-ignore] # stubs of older trio
+        )
         self._child.plan = self.plan
         self._child.ready = ready
         try:
@@ -104,21 +130,14 @@ class LlamaEngine:
     async def stream(self, request: EngineRequest, sink: AnswerSink) -> None:
         """See `Engine.stream`."""
         self._check(request)
+        if request.endpoint is Endpoint.EMBEDDINGS:
+            await self._embed(request, sink)
+            return
+        bodies = answer_bodies(request)
         with self._admission.request():
             self._check_running()
-            if not request.stream:
-                sink = WholeAnswer(sink)
             with self._child.slots.take(request.salt) as slot:
-                if request.body.get("n", 1) == 1:
-                    place = {"id_slot": slot.number, "cache_prompt": slot.reuse}
-                    await self._ask(request, place, sink)
-                    return
-                # llama.cpp chooses slots for the other answers by itself.
-                self._child.slots.forget()
-                try:
-                    await self._ask(request, {"cache_prompt": False}, sink)
-                finally:
-                    self._child.slots.forget()
+                await self._answer(request, bodies, slot, _shaped(request, sink))
 
     async def count_tokens(self, request: EngineRequest) -> int:
         """Tokens of the prompt, template included, by the model's own tokenizer.
@@ -128,28 +147,21 @@ class LlamaEngine:
         """
         self._check(request)
         self._check_running()
-        status, answer = await ask_once(
-            self._child.upstream,
-            "/v1/chat/completions/input_tokens",
-            msgspec.json.encode(request.body),
-        )
-        if status != 200:
-            raise refusal(status, {}, answer)
-        try:
-            return int(msgspec.json.decode(answer, type=dict[str, Any])["input_tokens"])
-        except (*NOT_JSON, KeyError, TypeError, ValueError) as error:
-            raise EngineFailed("llama.cpp does not say how many tokens there are") from error
+        if request.endpoint is Endpoint.CHAT:
+            found = await self._told("/v1/chat/completions/input_tokens", dict(request.body))
+            return _number(found, "input_tokens")
+        counted = 0
+        for prompt in prompts_of(request.body):
+            if isinstance(prompt, str):
+                asked = {"content": prompt, "add_special": True, "parse_special": True}
+                counted += len((await self._told("/tokenize", asked)).get("tokens") or ())
+            else:
+                counted += len(prompt)
+        return counted
 
     def capabilities(self) -> Capabilities:
-        """One model; context and digest are known once it is ready."""
-        model = ModelInfo(
-            self.plan.name,
-            context_tokens=self.plan.context_tokens,
-            digest=self.plan.digest,
-            endpoints=(Endpoint.CHAT,),
-            features=(Feature.TOOLS, Feature.JSON_SCHEMA, Feature.LOGPROBS, Feature.CONTINUE),
-        )
-        return Capabilities("llama", (model,), self.plan.slots, version=_version())
+        """One model; context, digest and endpoints are known once it is ready."""
+        return Capabilities("llama", (self.plan.model(),), self.plan.slots, version=_version())
 
     def health(self) -> Health:
         """As the supervisor sees the child."""
@@ -157,7 +169,13 @@ class LlamaEngine:
 
     def load(self) -> Load:
         """Share of the slots taken; nobody but this node sends requests to the child."""
-        return self._admission.load()
+        load = self._admission.load()
+        return replace(
+            load,
+            kv_used=self._child.kv_used if load.running else 0.0,
+            prefix_hits=self._meter.prefix_hits,
+            first_token_seconds=self._meter.first_token_seconds,
+        )
 
     async def drain(self) -> None:
         """Return when no request is running; new ones raise `Draining`."""
@@ -168,39 +186,82 @@ class LlamaEngine:
         self._supervisor.kill()
         self._child.down()
 
-    async def _measure(self, progress: Progress) -> LlamaPlan:
-        """Complete the plan with what the weights say."""
-        plan = self.plan
-        head = await trio.to_thread.run_sync(read_head, plan.weights)
-        own = head.context_tokens or CONTEXT_TOKENS_DEFAULT
-        progress(f"checking the weights of {plan.name}")
-        digest = await trio.to_thread.run_sync(
-            weights_digest,
-            plan.weights,
-            plan.state_folder / "digests.json",
-            abandon_on_cancel=True,  # type: ignore[call-arg, unused-ignore] # stubs of older trio
-        )
-        wanted = plan.context_tokens or CONTEXT_TOKENS_DEFAULT
-        return replace(plan, context_tokens=min(own, wanted), digest=digest)
-
-    async def _ask(
-        self, request: EngineRequest, place: Mapping[str, Any], sink: AnswerSink
+    async def _answer(
+        self, request: EngineRequest, bodies: list[dict[str, Any]], slot: Slot, sink: AnswerSink
     ) -> None:
-        body = {**request.body, **_STREAMED, **place, "model": self.plan.name}
-        await ask(self._child.upstream, "/v1/chat/completions", body, sink)
+        """Ask for one answer after another, all in the same slot."""
+        # An embedding may have used any slot meanwhile, whoever asked for it.
+        place = {"id_slot": slot.number, "cache_prompt": slot.reuse and not self.plan.embeds}
+        if len(bodies) == 1:
+            await self._ask(request, {**bodies[0], **place}, sink)
+            return
+        several = SeveralAnswers(sink, _field(request))
+        before: object = None
+        for index, body in enumerate(bodies):
+            prompt = body.get("prompt")
+            answer = several.answer(index, same_prompt=bool(index) and prompt == before)
+            await self._ask(request, {**body, **place}, answer)
+            before = prompt
+            # The slot holds this consumer's own tokens now.
+            place["cache_prompt"] = not self.plan.embeds
+        several.finish()
+
+    async def _ask(self, request: EngineRequest, body: Mapping[str, Any], sink: AnswerSink) -> None:
+        upstream = OverflowTold(self._child.upstream, request)
+        asked = {**body, "model": self.plan.name}
+        await ask(upstream, PATHS[request.endpoint], asked, self._meter.watch(sink))
+
+    async def _embed(self, request: EngineRequest, sink: AnswerSink) -> None:
+        prompts_of(request.body)
+        body = embeddings_body(request, self.plan.embedding_numbers)
+        with self._admission.request():
+            self._check_running()
+            upstream = OverflowTold(self._child.upstream, request)
+            asked = {**body, "model": self.plan.name}
+            await ask_data(upstream, PATHS[request.endpoint], asked, sink)
+
+    async def _told(self, path: str, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to a short question about tokens."""
+        status, answer = await ask_once(self._child.upstream, path, msgspec.json.encode(asked))
+        if status != 200:
+            raise refusal(status, {}, answer)
+        try:
+            return msgspec.json.decode(answer, type=dict[str, Any])
+        except NOT_JSON as error:
+            raise EngineFailed("llama.cpp does not say how many tokens there are") from error
 
     def _check(self, request: EngineRequest) -> None:
         if request.model != self.plan.name:
             raise ModelNotFound(f"this engine serves {self.plan.name}, not {request.model}")
-        if request.endpoint is not Endpoint.CHAT:
-            raise InvalidRequest("the llama engine serves chat only")
+        if request.endpoint not in self.plan.endpoints:
+            served = ", ".join(endpoint.name.lower() for endpoint in self.plan.endpoints)
+            raise InvalidRequest(
+                f"{self.plan.name} is served for {served}, not for {request.endpoint.name.lower()}"
+            )
 
     def _check_running(self) -> None:
         if self._supervisor.state is not EngineState.RUNNING:
             raise EngineFailed("the engine is not running; it is being started again")
 
 
-_STREAMED: Final[Mapping[str, Any]] = {"stream": True, "stream_options": {"include_usage": True}}
+def _field(request: EngineRequest) -> Literal["delta", "text"]:
+    return "text" if request.endpoint is Endpoint.COMPLETIONS else "delta"
+
+
+def _shaped(request: EngineRequest, sink: AnswerSink) -> AnswerSink:
+    """The sink that turns what llama.cpp streams into what was asked for."""
+    if request.endpoint is Endpoint.CHAT:
+        return sink if request.stream else WholeAnswer(sink)
+    if not request.stream:
+        sink = WholeCompletion(sink)
+    return LegacyLogprobs(sink) if request.body.get("logprobs") is not None else sink
+
+
+def _number(found: Mapping[str, Any], name: str) -> int:
+    number = found.get(name)
+    if not isinstance(number, int):
+        raise EngineFailed("llama.cpp does not say how many tokens there are")
+    return number
 
 
 def _weights_path(model: str) -> Path:
@@ -209,12 +270,30 @@ def _weights_path(model: str) -> Path:
 
         return gguf_path()
     path = Path(model).expanduser().absolute()
+    if path.is_dir():
+        raise ConfigError(
+            f"--model {model} is a folder; the llama engine takes the path of one GGUF file"
+            f"{_suggested(path)}"
+        )
     if not path.is_file():
         raise ConfigError(
             f"--model {model}: there is no such file; the llama engine takes the path of a GGUF "
             f"file, or {DEMO_MODEL!r} for the demo model"
         )
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"--model {model} cannot be read: {error.strerror}; let the user of this node read it"
+        ) from error
     return path
+
+
+def _suggested(folder: Path) -> str:
+    """A file in it that would do."""
+    found = sorted(path.name for path in folder.glob("*.gguf"))
+    return f", such as {folder / found[0]}" if found else ""
 
 
 def _threads_for(path: Path) -> int:

@@ -3,29 +3,36 @@
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 import tempfile
-import uuid
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 import trio
 
-from aimo_node.domain.ids import Endpoint, FinishReason, ModelName, RequestId
+from aimo_node.domain.ids import Endpoint, FinishReason
 from aimo_node.domain.models import Feature, Health
-from aimo_node.errors import ConfigError, EngineFailed, EngineStartFailed, InvalidRequest
-from aimo_node.ports.engine import EngineRequest, EngineSettings
+from aimo_node.errors import EngineFailed, EngineStartFailed, InvalidRequest
+from aimo_node.ports.engine import EngineSettings
 from aimo_node.testing.engine_contract import eventually
 from aimo_node.testing.recording_sink import RecordingSink
 from providers.demo_model import GGUF_FILE, digests, gguf_path
 from providers.engines.llama import LlamaEngine, create
+from providers.model_digest import ModelParts, model_digest
 from providers.supervisor import RestartPolicy
+from tests.integration.llama_parts import (
+    STORY,
+    answer,
+    children_of,
+    failure_of,
+    is_alive,
+    processes_of,
+    request,
+    running,
+    start_program,
+)
 
-HERE = Path(__file__).parent
-STORY = "Tell me a sea story about Ada and a kite."
 WEATHER = {
     "type": "function",
     "function": {
@@ -45,70 +52,6 @@ def folder():
         yield Path(name)
 
 
-@asynccontextmanager
-async def running(engine, told=None):
-    async with trio.open_nursery() as nursery:
-        ready = trio.Event()
-        nursery.start_soon(engine.run, ready.set, (told if told is not None else []).append)
-        with trio.fail_after(30):
-            await ready.wait()
-        yield engine
-        nursery.cancel_scope.cancel()
-
-
-def request(text, stream=True, salt="", **fields):
-    body = {"messages": [{"role": "user", "content": text}], "temperature": 0, **fields}
-    return EngineRequest(
-        RequestId(uuid.uuid4().bytes), Endpoint.CHAT, ModelName("tiny"), body, stream, salt
-    )
-
-
-async def answer(engine, asked):
-    sink = RecordingSink()
-    with trio.fail_after(30):
-        await engine.stream(asked, sink)
-    return sink
-
-
-def children_of(pid, folder):
-    """Processes below `pid` that were started for `folder` and still run."""
-    found = []
-    with contextlib.suppress(psutil.NoSuchProcess):
-        found = psutil.Process(pid).children(recursive=True)
-    return [child for child in found if str(folder) in " ".join(command_line(child))]
-
-
-def command_line(process):
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
-
-
-def is_alive(pid):
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def start_program(name, argument):
-    return subprocess.Popen(
-        [sys.executable, HERE / name, argument],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": str(HERE.parent.parent)},
-    )
-
-
-async def failure_of(engine):
-    """Run an engine that cannot start; its sentence."""
-    with trio.fail_after(30):
-        with pytest.raises(EngineStartFailed) as caught:
-            await engine.run(lambda: None, lambda line: None)
-    return str(caught.value)
-
-
 async def test_demo_model_answers_and_says_what_it_is(folder):
     told = []
     async with running(create(EngineSettings(folder)), told) as engine:
@@ -118,7 +61,8 @@ async def test_demo_model_answers_and_says_what_it_is(folder):
     assert sink.end.reason is FinishReason.STOP
     assert model.name == "tiny"
     assert model.context_tokens == 1024
-    assert model.digest.hex() == digests()[GGUF_FILE]
+    assert model.digest == model_digest(ModelParts((bytes.fromhex(digests()[GGUF_FILE]),)))
+    assert model.endpoints == (Endpoint.CHAT, Endpoint.COMPLETIONS)
     assert Feature.TOOLS in model.features
     assert any(line.startswith("loading tiny") for line in told)
 
@@ -159,14 +103,6 @@ async def test_json_schema_binds_the_answer(folder):
     async with running(create(EngineSettings(folder))) as engine:
         sink = await answer(engine, request("hi", response_format=response_format))
     assert sink.written.replace(" ", "") in {'{"ok":true}', '{"ok":false}'}
-
-
-async def test_two_answers_to_one_request(folder):
-    async with running(create(EngineSettings(folder))) as engine:
-        whole = await answer(engine, request("What is 3+4?", stream=False, n=2))
-        again = await answer(engine, request("What is 3+4?"))
-    assert [choice["message"]["content"] for choice in whole.choices] == ["7", "7"]
-    assert again.end.usage.cached_tokens == 0
 
 
 async def test_prompt_cache_is_never_shared_between_consumers(folder):
@@ -250,23 +186,6 @@ async def test_child_that_dies_again_and_again_is_given_up(folder):
     assert engine.health() is Health.OFFLINE
 
 
-async def test_node_killed_at_once_leaves_no_child(folder):
-    parent = start_program("orphan_parent.py", str(folder))
-    try:
-        with parent.stderr as output:
-            assert await trio.to_thread.run_sync(output.readline) == b"ready\n"
-        (child,) = children_of(parent.pid, folder)
-    finally:
-        parent.kill()
-        parent.wait()
-    await eventually(lambda: not is_alive(child.pid), "the child died with its node")
-    # What such a node could not clear away is no obstacle for the next one.
-    assert (folder / "llama.sock").exists()
-    async with running(create(EngineSettings(folder))) as engine:
-        assert (await answer(engine, request("What is 3+4?"))).written == "7"
-    assert not (folder / "llama.sock").exists()
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere such a child dies a little later")
 async def test_child_dies_with_its_node_even_while_it_holds_pythons_lock():
     """Loading weights, llama.cpp holds the lock for as long as it takes; no thread could run."""
@@ -291,36 +210,15 @@ async def test_run_cancelled_at_any_moment_leaves_nothing(folder):
         engine = create(EngineSettings(folder))
         with trio.move_on_after(delay_seconds):
             await engine.run(lambda: None, lambda line: None)
-        assert not children_of(os.getpid(), folder)
         assert not list(folder.glob("*.sock"))
+        assert not processes_of(os.getpid(), folder)
 
 
 async def test_second_node_on_the_same_state_is_refused(folder):
     async with running(create(EngineSettings(folder))):
         sentence = await failure_of(create(EngineSettings(folder)))
-    assert "another llama engine listens" in sentence
-
-
-async def test_file_that_is_no_model_is_refused_in_one_sentence(folder):
-    bad = folder / "bad.gguf"
-    bad.write_bytes(b"hello")
-    sentence = await failure_of(create(EngineSettings(folder, model=str(bad))))
-    assert sentence == f"{bad} is not a usable GGUF file: it does not start with GGUF"
-
-
-async def test_damaged_weights_are_refused_with_llama_cpps_reason(folder):
-    bad = folder / "cut.gguf"
-    bad.write_bytes(gguf_path().read_bytes()[:700_000])
-    sentence = await failure_of(create(EngineSettings(folder, model=str(bad))))
-    assert sentence.startswith(f"llama.cpp cannot serve {bad}: ")
-    assert "llama.log" in sentence
-    assert "\n" not in sentence
-    assert not children_of(os.getpid(), folder)
-
-
-def test_missing_file_is_a_configuration_error(folder):
-    with pytest.raises(ConfigError, match=r"--model /no/such\.gguf: there is no such file"):
-        create(EngineSettings(folder, model="/no/such.gguf"))
+    assert sentence.startswith("another llama engine ")
+    assert "is a node with this --state running?" in sentence
 
 
 def test_model_is_named_by_its_file_or_its_owner(folder):

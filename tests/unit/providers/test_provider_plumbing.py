@@ -1,6 +1,5 @@
-"""The small parts: admission, slots, logs, sockets, endpoints, keys, model lists, weights."""
+"""The small parts: admission, slots, logs, sockets, endpoints, keys, GGUF heads."""
 
-import json
 import os
 import socket
 import struct
@@ -15,12 +14,11 @@ from providers import socket_folder
 from providers.admission import Admission
 from providers.bounded_log import BoundedLog
 from providers.cache_slots import CacheSlots
-from providers.demo_model import DIGESTS_FILE, GGUF_FILE, digests, gguf_path
+from providers.demo_model import gguf_path
 from providers.endpoints import read_key, split_endpoint
+from providers.gguf_head import read_head
 from providers.http_body import CHUNK_LINE_BYTES_MAX, ChunkedBody, SizedBody
-from providers.model_list import ListedModel, choose_model, read_models
 from providers.socket_folder import claim_socket, remove_socket
-from providers.weights import read_head, weights_digest
 
 
 def test_place_is_given_back_after_a_failure():
@@ -186,34 +184,6 @@ def test_missing_key_file_is_named(tmp_path):
         read_key(tmp_path / "nowhere")
 
 
-def test_model_list_tells_context_and_owner():
-    entries = [
-        {"id": "a", "owned_by": "vllm", "max_model_len": 4096},
-        {"id": "b", "owned_by": "llamacpp", "meta": {"n_ctx": 1024}},
-        {"id": 5},
-        "nonsense",
-        {"id": "c", "max_model_len": "long"},
-    ]
-    listed = read_models(json.dumps({"data": entries}).encode())
-    assert listed == [
-        ListedModel("a", "vllm", 4096),
-        ListedModel("b", "llamacpp", 1024),
-        ListedModel("c"),
-    ]
-
-
-def test_model_is_chosen_by_name_or_because_it_is_the_only_one():
-    one, two = ListedModel("one"), ListedModel("two")
-    assert choose_model("two", [one, two]) is two
-    assert choose_model("", [one]) is one
-    with pytest.raises(EngineStartFailed, match=r"name one of .*: one, two"):
-        choose_model("", [one, two])
-    with pytest.raises(EngineStartFailed, match=r"no model 'twoo' \(did you mean two\?\)"):
-        choose_model("twoo", [one, two])
-    with pytest.raises(EngineStartFailed, match="it offers nothing"):
-        choose_model("x", [])
-
-
 def test_demo_model_says_its_context():
     assert read_head(gguf_path()).context_tokens == 1024
 
@@ -235,38 +205,6 @@ def test_what_is_no_gguf_file_is_refused_in_one_sentence(tmp_path, content):
     file.write_bytes(content)
     with pytest.raises(EngineStartFailed, match=r"bad\.gguf is not a usable GGUF file"):
         read_head(file)
-
-
-def test_digest_is_that_of_the_file_and_is_remembered(tmp_path):
-    cache = tmp_path / "digests.json"
-    assert weights_digest(gguf_path(), cache).hex() == digests()[GGUF_FILE]
-    (key,) = json.loads(cache.read_text())
-    cache.write_text(json.dumps({key: "ab" * 32}))
-    assert weights_digest(gguf_path(), cache).hex() == "ab" * 32
-    cache.write_text("damaged")
-    assert weights_digest(gguf_path(), cache).hex() == digests()[GGUF_FILE]
-    assert DIGESTS_FILE
-
-
-def test_changed_file_gets_a_new_digest(tmp_path):
-    file, cache = tmp_path / "m.gguf", tmp_path / "digests.json"
-    file.write_bytes(b"one")
-    first = weights_digest(file, cache)
-    file.write_bytes(b"three")
-    assert weights_digest(file, cache) != first
-
-
-def test_digest_covers_every_part_of_a_split_model(tmp_path):
-    cache = tmp_path / "digests.json"
-    parts = [tmp_path / f"m-0000{number}-of-00002.gguf" for number in (1, 2)]
-    parts[0].write_bytes(b"same")
-    parts[1].write_bytes(b"one")
-    first = weights_digest(parts[0], cache)
-    parts[1].write_bytes(b"other")
-    assert weights_digest(parts[0], cache) != first
-    parts[1].unlink()
-    with pytest.raises(EngineStartFailed, match="cannot be read"):
-        weights_digest(parts[0], cache)
 
 
 @pytest.mark.parametrize(
