@@ -13,6 +13,7 @@ from aimo_node.ports.engine import Engine, EngineFactory, EngineSettings
 ENTRY_POINT_GROUP: Final = "aimo_node.engines"
 
 BUILT_IN: Final[Mapping[str, str]] = {
+    "anthropic": "providers.engines.anthropic_http:create",
     "copilot": "providers.engines.copilot:create",
     "echo": "providers.engines.echo:create",
     "llama": "providers.engines.llama:create",
