@@ -7,6 +7,8 @@ credentials from the environment are not used: prompts go where the owner said a
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
@@ -16,7 +18,7 @@ import httpx2
 import trio
 
 from aimo_node.errors import ConfigError, EngineFailed
-from providers.upstream import Headers
+from providers.upstream import Feed, Headers, Unreachable, pour_received
 
 CONNECT_SECONDS: Final = 10.0
 CONNECT_RETRIES: Final = 2
@@ -92,7 +94,7 @@ class HttpUpstream:
             try:
                 response = await self._client.send(request, stream=True)
             except httpx2.HTTPError as error:
-                raise EngineFailed(_sentence(error)) from error
+                raise _failure(error) from error
             reply = HttpReply(response)
             try:
                 yield reply
@@ -112,7 +114,10 @@ class HttpReply:
 
     def __init__(self, response: httpx2.Response) -> None:
         self.status = response.status_code
-        self.headers: Mapping[str, str] = response.headers
+        self.headers = {
+            name.decode("ascii").lower(): value.decode("latin-1")
+            for name, value in response.headers.raw
+        }
         self._response = response
         self._pieces = response.aiter_raw()
 
@@ -121,7 +126,11 @@ class HttpReply:
         try:
             return await anext(self._pieces, b"")
         except httpx2.HTTPError as error:
-            raise EngineFailed(_sentence(error)) from error
+            raise _failure(error) from error
+
+    async def pour(self, feed: Feed) -> bool:
+        """See `Reply`."""
+        return await pour_received(self, feed)
 
     async def aclose(self) -> None:
         """Close the connection unless the answer was read to its end."""
@@ -142,22 +151,37 @@ def _trust(ca_file: Path | None) -> ssl.SSLContext | bool:
         raise ConfigError(f"--ca-file {ca_file} holds no usable certificates: {error}") from error
 
 
-def _sentence(error: httpx2.HTTPError) -> str:
+def _failure(error: httpx2.HTTPError) -> EngineFailed:
     """What went wrong, without the upstream's address: consumers read this."""
     match error:
         case httpx2.ConnectError() if any(isinstance(one, ssl.SSLError) for one in _causes(error)):
-            reason = "has no certificate this node trusts"
-        case httpx2.ConnectTimeout() | httpx2.ConnectError():
-            reason = "cannot be reached"
+            reason = "no certificate this node trusts"
+            return Unreachable(f"the engine's upstream has {reason}", reason, lasting=True)
+        case httpx2.ConnectError():
+            return Unreachable("the engine's upstream cannot be reached", _reason(error))
+        case httpx2.ConnectTimeout():
+            return Unreachable("the engine's upstream cannot be reached", "it does not answer")
         case httpx2.TimeoutException():
-            reason = "was silent for too long"
+            return EngineFailed("the engine's upstream was silent for too long")
         case _:
-            reason = "broke off the connection"
-    return f"the engine's upstream {reason}"
+            return EngineFailed("the engine's upstream broke off the connection")
+
+
+def _reason(error: httpx2.ConnectError) -> str:
+    """What the system says, such as ``connection refused``."""
+    for cause in _causes(error):
+        if isinstance(cause, socket.gaierror):
+            return "there is no such host"
+        if isinstance(cause, OSError) and cause.errno is not None:
+            return os.strerror(cause.errno).lower()
+    return "no connection"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     """The error and what led to it; httpx2 and trio each wrap what they catch."""
     while error is not None:
         yield error
-        error = error.__cause__ or error.__context__
+        if isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        else:
+            error = error.__cause__ or error.__context__

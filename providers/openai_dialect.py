@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeAlias
 
 import msgspec
 import trio
@@ -24,13 +24,13 @@ from providers.answers import NOT_JSON
 from providers.openai_data import DataAnswer, inputs_of, too_much_data
 from providers.openai_stream import AnswerStream
 from providers.openai_whole import write_whole
-from providers.upstream import AnswerTooLong, Headers, Reply, Upstream, read_all
+from providers.rate_limits import retry_after_seconds
+from providers.upstream import AnswerTooLong, Headers, Reply, Upstream, read_all, wall_clock
 
 REFUSAL_BYTES_MAX: Final = 65_536
 """An error page longer than this tells nobody anything."""
 
 MESSAGE_CHARACTERS_MAX: Final = 300
-RETRY_AFTER_SECONDS_MAX: Final = 3600.0
 
 GOODBYE_SECONDS: Final = 0.2
 """How long the end of the HTTP body may lag behind ``[DONE]`` for the connection to be kept."""
@@ -45,6 +45,10 @@ _UNSUPPORTED_WORDS: Final = re.compile(
 )
 
 
+Heed: TypeAlias = Callable[[int, Mapping[str, str]], None]
+"""Told status and headers of every answer, the names in lower case."""
+
+
 async def ask(
     upstream: Upstream,
     path: str,
@@ -52,6 +56,7 @@ async def ask(
     sink: AnswerSink,
     *,
     headers: Headers = (),
+    heed: Heed | None = None,
 ) -> None:
     """Ask for an answer, streamed if ``body["stream"]`` says so, and put it into `sink`.
 
@@ -61,8 +66,7 @@ async def ask(
         RequestCancelled: the sink gave up.
     """
     async with upstream.request("POST", path, msgspec.json.encode(body), headers) as reply:
-        if reply.status != 200:
-            raise refusal(reply.status, reply.headers, await read_all(reply, REFUSAL_BYTES_MAX))
+        await _check(reply, heed)
         if not body.get("stream"):
             write_whole(await read_all(reply), sink)
         elif reply.headers.get("content-type", "").startswith("application/json"):
@@ -78,6 +82,7 @@ async def ask_data(
     sink: AnswerSink,
     *,
     headers: Headers = (),
+    heed: Heed | None = None,
 ) -> None:
     """Ask for embeddings or images, never streamed, and put ``data`` and the end into `sink`.
 
@@ -90,8 +95,7 @@ async def ask_data(
         Overloaded, EngineFailed: try elsewhere.
     """
     async with upstream.request("POST", path, msgspec.json.encode(body), headers) as reply:
-        if reply.status != 200:
-            raise refusal(reply.status, reply.headers, await read_all(reply, REFUSAL_BYTES_MAX))
+        await _check(reply, heed)
         try:
             answer = DataAnswer(await read_all(reply), inputs_of(body))
         except AnswerTooLong as error:
@@ -102,14 +106,23 @@ async def ask_data(
     sink.finish(FinishReason.STOP, answer.usage)
 
 
+async def _check(reply: Reply, heed: Heed | None) -> None:
+    if heed is not None:
+        heed(reply.status, reply.headers)
+    if reply.status != 200:
+        page = await read_all(reply, REFUSAL_BYTES_MAX)
+        raise refusal(reply.status, reply.headers, page, epoch=wall_clock())
+
+
 async def _relay(reply: Reply, sink: AnswerSink) -> None:
     answer = AnswerStream(sink)
-    while data := await reply.receive():
+
+    def feed(data: bytes) -> bool:
         answer.feed(data)
-        if answer.done:
-            break
-        if sink.congested:
-            await sink.drain()
+        return not (answer.done or sink.congested)
+
+    while await reply.pour(feed) and not answer.done:
+        await sink.drain()
     sink.finish(*answer.end())
     # Reading on to the end of the body lets the connection be used again.
     with trio.move_on_after(GOODBYE_SECONDS):
@@ -123,8 +136,14 @@ async def _until_end(reply: Reply) -> None:
         return  # the answer is complete; how the connection ends does not matter
 
 
-def refusal(status: int, headers: Mapping[str, str], body: bytes) -> CodedError:
-    """The error that an HTTP status other than 200 means."""
+def refusal(
+    status: int, headers: Mapping[str, str], body: bytes, *, epoch: float | None = None
+) -> CodedError:
+    """The error that an HTTP status other than 200 means.
+
+    Args:
+        epoch: seconds since 1970, to understand a Retry-After that is a date.
+    """
     code, message = _read_error(body)
     error: CodedError = EngineFailed(f"the engine answered with HTTP status {status}")
     match status:
@@ -140,7 +159,7 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes) -> CodedError:
         case 404:
             error = ModelNotFound("the engine does not know the model")
         case 429 | 503:
-            seconds = _retry_after_seconds(headers.get("retry-after", ""))
+            seconds = retry_after_seconds(headers, epoch)
             error = Overloaded("the engine is busy", retry_after_seconds=seconds)
         case 500 | 501 if _UNSUPPORTED_WORDS.search(message):
             # llama.cpp answers so when a request needs what the model cannot do.
@@ -168,10 +187,3 @@ def _read_error(body: bytes) -> tuple[str, str]:
 def _one_line(message: str) -> str:
     printable = "".join(letter if letter.isprintable() else " " for letter in message)
     return printable[:MESSAGE_CHARACTERS_MAX]
-
-
-def _retry_after_seconds(text: str) -> float | None:
-    """Seconds of a Retry-After header; its form with a date is not worth a clock."""
-    if not re.fullmatch(r"\d{1,6}(\.\d{1,3})?", text.strip()):
-        return None
-    return min(float(text), RETRY_AFTER_SECONDS_MAX)

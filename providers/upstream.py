@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Final, Protocol, TypeAlias
 
@@ -15,6 +16,24 @@ ANSWER_BYTES_MAX: Final = 16 << 20
 
 
 Headers: TypeAlias = Sequence[tuple[str, str]]
+
+Feed: TypeAlias = Callable[[bytes], bool]
+"""Takes some body; False means no more for now."""
+
+
+class Unreachable(EngineFailed):
+    """No connection came about, so nothing was sent.
+
+    Args:
+        message: for consumers.
+        reason: for the owner, such as ``connection refused``.
+        lasting: waiting will not help.
+    """
+
+    def __init__(self, message: str, reason: str = "", *, lasting: bool = False) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.lasting = lasting
 
 
 class AnswerTooLong(EngineFailed):
@@ -39,6 +58,19 @@ class Reply(Protocol):
             EngineFailed: the connection was lost, or what comes is not HTTP.
         """
 
+    async def pour(self, feed: Feed) -> bool:
+        """Call `feed` with the body as it arrives until it returns False; cheaper than `receive`.
+
+        Args:
+            feed: must not block, may be called from another task; what it raises is raised here.
+
+        Returns:
+            False once the body is over, True if `feed` wanted no more before.
+
+        Raises:
+            EngineFailed: as `receive`.
+        """
+
 
 class Upstream(Protocol):
     """A server that speaks HTTP."""
@@ -59,6 +91,19 @@ class Upstream(Protocol):
 
     async def aclose(self) -> None:
         """Close idle connections."""
+
+
+def wall_clock() -> float:
+    """Seconds since 1970, for headers that give a date."""
+    return time.time_ns() / 1e9
+
+
+async def pour_received(reply: Reply, feed: Feed) -> bool:
+    """`Reply.pour` for a reply that has nothing better than `receive`."""
+    while data := await reply.receive():
+        if not feed(data):
+            return True
+    return False
 
 
 async def read_all(reply: Reply, bytes_max: int = ANSWER_BYTES_MAX) -> bytes:

@@ -21,6 +21,9 @@ import h11
 import trio
 
 REQUEST_BYTES_MAX: Final = 32 << 20
+SERVED_PATHS: Final = frozenset(
+    {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/images/generations"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,13 @@ class Whole:
     status: int
     body: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Headers of the event stream that follows, beside the usual ones."""
+
+    headers: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +54,7 @@ class Die:
     """The connection is closed in the middle of what was said."""
 
 
-Step: TypeAlias = bytes | Whole | Pause | Die
+Step: TypeAlias = bytes | Whole | Head | Pause | Die
 """Bytes are the next piece of an event stream."""
 
 Script: TypeAlias = Callable[[Mapping[str, Any]], Iterable[Step]]
@@ -67,12 +77,14 @@ class StandInUpstream:
         scripts: for the next requests, one each; then `usual` again.
         models: what ``GET /v1/models`` lists; None answers 404.
         received: every POST, in order.
+        lists: how often the list of models was asked for.
         generating: answers on their way right now.
         connections: that are open right now.
     """
 
     def __init__(self, endpoint: str, usual: Script) -> None:
         self.endpoint = endpoint
+        self.lists = 0
         self.usual = usual
         self.scripts: deque[Script] = deque()
         self.models: Script | None = _one_model
@@ -109,8 +121,9 @@ class StandInUpstream:
 
     def _script_for(self, received: Received) -> Script:
         if received.path == "/v1/models":
+            self.lists += 1
             return self.models or _not_found
-        if received.path not in {"/v1/chat/completions", "/v1/completions"}:
+        if received.path not in SERVED_PATHS:
             return _not_found
         self.received.append(received)
         return self.scripts.popleft() if self.scripts else self.usual
@@ -120,11 +133,14 @@ class StandInUpstream:
     ) -> bool:
         """Carry out a script; False if it closes the connection."""
         self.generating += 1
+        more: Mapping[str, str] = {}
         try:
             for step in steps:
                 match step:
                     case bytes():
-                        await stream.send_all(_head_once(parser) + _data(parser, step))
+                        await stream.send_all(_head_once(parser, more) + _data(parser, step))
+                    case Head():
+                        more = step.headers
                     case Whole():
                         await stream.send_all(_whole(parser, step))
                         return True
@@ -132,7 +148,9 @@ class StandInUpstream:
                         await trio.sleep(step.seconds)
                     case Die():
                         return False
-            await stream.send_all(_head_once(parser) + (parser.send(h11.EndOfMessage()) or b""))
+            await stream.send_all(
+                _head_once(parser, more) + (parser.send(h11.EndOfMessage()) or b"")
+            )
         except trio.BrokenResourceError:
             return False
         finally:
@@ -204,10 +222,11 @@ async def _watch_for_leaving(
     scope.cancel()
 
 
-def _head_once(parser: h11.Connection) -> bytes:
+def _head_once(parser: h11.Connection, more: Mapping[str, str]) -> bytes:
     if parser.our_state is not h11.SEND_RESPONSE:
         return b""
     headers = [("content-type", "text/event-stream"), ("transfer-encoding", "chunked")]
+    headers += more.items()
     return parser.send(h11.Response(status_code=200, headers=headers)) or b""
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import struct
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
@@ -66,6 +68,33 @@ def whole(content: str, reason: str, prompt_tokens: int = 1, completion_tokens: 
     return Whole(200, json.dumps({"choices": [choice], "usage": counted}).encode())
 
 
+def embeddings(dimensions: int = 3) -> Script:
+    """Vectors of the asked or of so many dimensions; the first number tells which input it is."""
+
+    def script(body: Mapping[str, Any]) -> Iterator[Step]:
+        given = body.get("input")
+        several = isinstance(given, list) and given and not isinstance(given[0], int)
+        texts = given if isinstance(given, list) and several else [given]
+        size = body.get("dimensions") or dimensions
+        vectors = [[float(index), *[0.5] * (size - 1)] for index in range(len(texts))]
+        packed = body.get("encoding_format") == "base64"
+        entries = [
+            {"object": "embedding", "index": index, "embedding": _pack(one) if packed else one}
+            for index, one in enumerate(vectors)
+        ]
+        counted = {"prompt_tokens": len(texts), "total_tokens": len(texts)}
+        answer = {"object": "list", "data": entries, "model": body["model"], "usage": counted}
+        yield Whole(200, json.dumps(answer).encode())
+
+    return script
+
+
+def models(*entries: str | Mapping[str, Any]) -> Script:
+    """A list of models; a bare name is an entry of which nothing more is said."""
+    listed = [{"id": entry} if isinstance(entry, str) else dict(entry) for entry in entries]
+    return exactly(Whole(200, json.dumps({"object": "list", "data": listed}).encode()))
+
+
 def exactly(*steps: Step) -> Script:
     """The same steps whatever is asked."""
     return lambda _body: steps
@@ -113,8 +142,14 @@ CONTEXT_OVERFLOW: Final = refusal(
     type="BadRequestError",
     code=400,
 )
-BUSY: Final = refusal(429, {"retry-after": "7"}, message="slow down")
+BUSY: Final = refusal(429, message="slow down")
+RATE_LIMITED: Final = refusal(429, {"retry-after": "7"}, message="come back later")
 BROKEN: Final = refusal(500, message="boom at /srv/secret/path")
+
+
+def _pack(numbers: Iterable[float]) -> str:
+    values = tuple(numbers)
+    return base64.b64encode(struct.pack(f"<{len(values)}f", *values)).decode()
 
 
 def _usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+import argparse
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 import structlog
 import trio
 
-from aimo_node.domain.ids import Endpoint, ModelName
+from aimo_node.domain.ids import Endpoint
 from aimo_node.domain.models import Feature, Health, Load, ModelInfo
 from aimo_node.errors import (
-    CodedError,
+    ConfigError,
     EngineFailed,
     EngineStartFailed,
     InvalidRequest,
     ModelNotFound,
+    Overloaded,
 )
 from aimo_node.ports.engine import (
     AnswerSink,
@@ -29,24 +31,41 @@ from aimo_node.ports.engine import (
 )
 from providers.admission import Admission
 from providers.arguments import EngineArguments, integer_between, number_between
+from providers.discretion import Discretion
 from providers.endpoints import read_key, split_endpoint
-from providers.model_list import ListedModel, choose_model, read_models
-from providers.openai_dialect import ask
+from providers.model_list import ListedModel, read_models
+from providers.model_offer import (
+    EVERY_MODEL,
+    Offer,
+    Wish,
+    described,
+    endpoints_of,
+    first_offer,
+    next_offer,
+    on_trust,
+)
+from providers.openai_dialect import ask, ask_data
+from providers.rate_limits import RateLimits
 from providers.unix_client import UnixUpstream
-from providers.upstream import Upstream, ask_once
+from providers.upstream import Upstream, ask_once, wall_clock
+from providers.upstream_start import wait_for_upstream
 
 REQUESTS_MAX_DEFAULT: Final = 64
 PROBE_SECONDS: Final = 5.0
 PROBES_FAILED_MAX: Final = 6
 """After a minute of silence, by default, the upstream counts as gone until it answers again."""
 
-START_RETRY_SECONDS: Final = 1.0
-
 _PATHS: Final = {
     Endpoint.CHAT: "/chat/completions",
     Endpoint.COMPLETIONS: "/completions",
+    Endpoint.EMBEDDINGS: "/embeddings",
+    Endpoint.IMAGES: "/images/generations",
 }
+_TALK: Final = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS})
 _STREAM_USAGE: Final[Mapping[str, Any]] = {"stream_options": {"include_usage": True}}
+_NO_LIST: Final = frozenset({404, 405})
+_NOT_YET: Final = frozenset({429, 502, 503, 504})
+"""What servers, and proxies before them, answer while they load or are busy."""
 
 _log: Final = structlog.get_logger()
 
@@ -55,31 +74,39 @@ def create(settings: EngineSettings) -> OpenAiEngine:
     """Entry point ``openai``.
 
     Raises:
-        ConfigError: endpoint, key file or engine arguments cannot work.
+        ConfigError: endpoint, key, names or engine arguments cannot work.
     """
     arguments = EngineArguments("openai")
     arguments.add_argument("--context", type=integer_between(0, 1 << 24), default=0)
-    arguments.add_argument("--features", type=_features, default=DEFAULT_FEATURES)
+    arguments.add_argument("--endpoints", type=_endpoints)
+    arguments.add_argument("--features", type=_features)
     arguments.add_argument("--ca-file", type=Path)
     arguments.add_argument("--start-seconds", type=number_between(0, 3600), default=30.0)
     arguments.add_argument("--probe-seconds", type=number_between(0.05, 3600), default=10.0)
     found = arguments.read(settings.engine_args)
+    if settings.served_name and settings.model == EVERY_MODEL:
+        raise ConfigError("--served-name names one model, --model '*' takes all: use --models")
     requests_max = settings.requests_max or REQUESTS_MAX_DEFAULT
-    key = read_key(settings.api_key_file)
+    key = read_key(settings.api_key_file, settings.api_key_env)
     root, base = split_endpoint(settings.endpoint)
     if root.startswith("unix:"):
         upstream: Upstream = UnixUpstream(Path(root.removeprefix("unix:")), api_key=key)
     else:
-        # Half a tenth of a second to load, and only this engine needs it.
+        # Half a tenth of a second to load, and only engines with an upstream elsewhere need it.
         from providers.http_client import HttpUpstream  # noqa: PLC0415
 
         upstream = HttpUpstream(root, requests_max=requests_max, api_key=key, ca_file=found.ca_file)
     plan = UpstreamPlan(
+        endpoint=settings.endpoint,
         base=base,
-        model=settings.model,
-        served_name=settings.served_name,
-        context_tokens=found.context,
-        features=found.features,
+        wish=Wish(
+            models=dict(settings.models),
+            model=settings.model,
+            served_name=settings.served_name,
+            endpoints=found.endpoints,
+            features=found.features,
+            context_tokens=found.context,
+        ),
         start_seconds=found.start_seconds,
         probe_every_seconds=found.probe_seconds,
         secret=key,
@@ -87,26 +114,19 @@ def create(settings: EngineSettings) -> OpenAiEngine:
     return OpenAiEngine(plan, upstream, requests_max)
 
 
-DEFAULT_FEATURES: Final = (Feature.TOOLS, Feature.JSON_SCHEMA, Feature.LOGPROBS)
-"""What common servers can do; the owner corrects it by ``--features``."""
-
-
 @dataclass(frozen=True, slots=True)
 class UpstreamPlan:
     """What is asked of the upstream.
 
     Attributes:
+        endpoint: as the owner gave it, for messages.
         base: path of its API, such as ``/v1``.
-        model: the upstream's name for it; empty takes the only one it has.
-        context_tokens: 0 takes what the upstream says.
         secret: the owner's key, so that it can be kept out of messages.
     """
 
+    endpoint: str
     base: str
-    model: str
-    served_name: str = ""
-    context_tokens: int = 0
-    features: tuple[Feature, ...] = DEFAULT_FEATURES
+    wish: Wish
     start_seconds: float = 30.0
     probe_every_seconds: float = 10.0
     secret: str = field(default="", repr=False)
@@ -119,24 +139,29 @@ class OpenAiEngine:
         self._plan = plan
         self._upstream = upstream
         self._admission = Admission(requests_max)
-        self._model = ListedModel(plan.model)
+        self._offer: Offer = on_trust(plan.wish)
+        self._models: tuple[ModelInfo, ...] = described(plan.wish, self._offer)
+        self._limits: dict[str, RateLimits] = {}
+        """By the upstream's name of a model: services limit each model apart."""
         self._probes_failed = 0
         self._alive = False
         self._scope = trio.CancelScope()
         self._requests: set[trio.CancelScope] = set()
 
     async def run(self, ready: Callable[[], None], progress: Progress) -> None:
-        """Find the model at the upstream, then probe it until cancelled.
+        """Find the models at the upstream, then probe it until cancelled.
+
+        `ready` is called again whenever the upstream's list changes what is offered.
 
         Raises:
             EngineStartFailed: not reachable for some time, or it has no such model.
         """
         try:
             with self._scope:
-                self._model = await self._find_model(progress)
+                self._take(await self._find_models(progress))
                 self._alive = True
                 ready()
-                await self._probe_for_ever()
+                await self._probe_for_ever(ready)
         finally:
             self.kill()
             with trio.move_on_after(1) as scope:
@@ -147,16 +172,16 @@ class OpenAiEngine:
         """See `Engine.stream`."""
         if not self._alive:
             raise EngineFailed("the engine is not running")
-        if request.model != self._name:
-            raise ModelNotFound(f"this engine serves {self._name}, not {request.model}")
-        path = _PATHS.get(request.endpoint)
-        if path is None:
-            raise InvalidRequest("the openai engine serves chat and completions only")
-        with self._admission.request(), self._secret_kept():
+        model = self._offer.get(request.model)
+        if model is None:
+            raise ModelNotFound(f"this engine does not serve {request.model}")
+        limits = self._limits.setdefault(model.name, RateLimits())
+        with self._admission.request(), self._discretion(request, model):
+            _check_open(limits)
             with trio.CancelScope() as scope:
                 self._requests.add(scope)
                 try:
-                    await ask(self._upstream, self._plan.base + path, self._body(request), sink)
+                    await self._ask(request, model, limits, sink)
                     return
                 finally:
                     self._requests.discard(scope)
@@ -171,14 +196,8 @@ class OpenAiEngine:
         raise EngineFailed(f"the upstream of {request.model} does not count tokens")
 
     def capabilities(self) -> Capabilities:
-        """One model; what weights the upstream has cannot be known, so there is no digest."""
-        model = ModelInfo(
-            self._name,
-            context_tokens=self._plan.context_tokens or self._model.context_tokens,
-            endpoints=tuple(_PATHS),
-            features=self._plan.features,
-        )
-        return Capabilities("openai", (model,), self._admission.requests_max)
+        """What the upstream listed last, as far as it is wanted."""
+        return Capabilities("openai", self._models, self._admission.requests_max)
 
     def health(self) -> Health:
         """By the last probes; OFFLINE also before `run` and after `kill`."""
@@ -187,8 +206,11 @@ class OpenAiEngine:
         return Health.DEGRADED if self._probes_failed else Health.HEALTHY
 
     def load(self) -> Load:
-        """Share of the places taken by this node; others may use the upstream too."""
-        return self._admission.load()
+        """Share of the places taken by this node, or of the upstream's tightest rate limit."""
+        own = self._admission.load()
+        now = trio.current_time()
+        limited = max((limits.share(now) for limits in self._limits.values()), default=0.0)
+        return replace(own, load=max(own.load, limited))
 
     async def drain(self) -> None:
         """Return when no request is running; new ones raise `Draining`."""
@@ -201,69 +223,137 @@ class OpenAiEngine:
         for scope in self._requests:
             scope.cancel()
 
-    @property
-    def _name(self) -> ModelName:
-        return ModelName(self._plan.served_name or self._model.name)
+    async def _ask(
+        self, request: EngineRequest, model: ListedModel, limits: RateLimits, sink: AnswerSink
+    ) -> None:
+        if request.endpoint not in endpoints_of(self._plan.wish, model):
+            what = request.endpoint.name.lower()
+            raise InvalidRequest(f"{request.model} does not serve {what} here", param="model")
 
-    def _body(self, request: EngineRequest) -> dict[str, Any]:
-        body = {**request.body, "model": self._model.name, "stream": request.stream}
-        if request.stream:
-            body.update(_STREAM_USAGE)
-        if request.salt and self._model.owner == "vllm":
-            body["cache_salt"] = request.salt
-        return body
+        def heed(status: int, headers: Mapping[str, str]) -> None:
+            limits.note(status, headers, trio.current_time(), wall_clock())
 
-    @contextlib.contextmanager
-    def _secret_kept(self) -> Iterator[None]:
-        """An upstream may quote the key it was sent; consumers must not read it."""
-        try:
-            yield
-        except CodedError as error:
-            if self._plan.secret and self._plan.secret in error.message:
-                raise EngineFailed("the engine's upstream refuses the request") from None
-            raise
+        path = self._plan.base + _PATHS[request.endpoint]
+        body = {**request.body, "model": model.name}
+        body.pop("aimo", None)  # what other dialects need; strict servers refuse what they lack
+        if request.endpoint in _TALK:
+            body["stream"] = request.stream
+            if request.stream:
+                body.update(_STREAM_USAGE)
+            if request.salt and model.owner == "vllm":
+                body["cache_salt"] = request.salt
+            await ask(self._upstream, path, body, sink, heed=heed)
+        elif request.stream:
+            raise InvalidRequest("only text can be streamed", param="stream")
+        else:
+            await ask_data(self._upstream, path, body, sink, heed=heed)
 
-    async def _find_model(self, progress: Progress) -> ListedModel:
-        deadline = trio.current_time() + self._plan.start_seconds
-        told = ""
-        while True:
-            try:
-                status, answer = await self._list_models()
-                break
-            except EngineFailed as error:
-                if trio.current_time() >= deadline:
-                    raise EngineStartFailed(f"{error}; is --endpoint right?") from error
-                if str(error) != told:  # once, not at every try
-                    told = str(error)
-                    progress(f"waiting: {told}")
-                await trio.sleep(START_RETRY_SECONDS)
-        if status in {404, 405} and self._plan.model:
-            progress(f"the upstream lists no models; taking {self._plan.model} on trust")
-            return ListedModel(self._plan.model)
+    def _discretion(self, request: EngineRequest, model: ListedModel) -> Discretion:
+        return Discretion(self._plan.secret, {model.name: request.model})
+
+    async def _find_models(self, progress: Progress) -> Offer:
+        plan, wish = self._plan, self._plan.wish
+        status, answer = await wait_for_upstream(
+            self._list_models, plan.endpoint, plan.start_seconds, progress
+        )
+        if status in _NO_LIST and wish.names:
+            names = ", ".join(wish.names)
+            progress(f"the upstream lists no models; taking {names} on trust")
+            return on_trust(wish)
         if status in {401, 403}:
-            raise EngineStartFailed("the upstream refuses the key: see --api-key-file")
+            what = "refuses the key" if plan.secret else "wants a key"
+            raise EngineStartFailed(f"the upstream {what}: see --api-key-file and --api-key-env")
         if status != 200:
             raise EngineStartFailed(f"the upstream's model list answers with HTTP status {status}")
-        return choose_model(self._plan.model, read_models(answer))
+        listed = read_models(answer)
+        offer = first_offer(wish, listed)
+        self._tell_left_out(listed, offer)
+        return offer
 
     async def _list_models(self) -> tuple[int, bytes]:
         path = f"{self._plan.base}/models"
-        return await ask_once(self._upstream, path, timeout_seconds=PROBE_SECONDS)
+        status, answer = await ask_once(self._upstream, path, timeout_seconds=PROBE_SECONDS)
+        if status in _NOT_YET:
+            raise EngineFailed(f"the model list answers with HTTP status {status}")
+        return status, answer
 
-    async def _probe_for_ever(self) -> None:
+    async def _probe_for_ever(self, ready: Callable[[], None]) -> None:
         while True:
             await trio.sleep(self._plan.probe_every_seconds)
             healthy = self.health()
             try:
-                status, _ = await self._list_models()
+                status, answer = await self._list_models()
             except EngineFailed:
-                status = 0
+                status, answer = 0, b""
             # A server that refuses the list still serves; one that fails does not.
             self._probes_failed = self._probes_failed + 1 if status == 0 or status >= 500 else 0
             if self.health() is not healthy:
                 _log.warning("engine.health", engine="openai", health=self.health().text)
+            if status == 200:
+                self._refresh(answer, ready)
+
+    def _refresh(self, answer: bytes, ready: Callable[[], None]) -> None:
+        """Offer what a later list has; a list that cannot be read changes nothing."""
+        try:
+            listed = read_models(answer)
+        except EngineStartFailed:
+            return
+        before = self._offer
+        offer = next_offer(self._plan.wish, listed, before)
+        if offer == before:
+            return
+        _log.info(
+            "engine.models",
+            engine="openai",
+            come=sorted(offer.keys() - before.keys()),
+            gone=sorted(before.keys() - offer.keys()),
+        )
+        self._tell_left_out(listed, offer)
+        self._take(offer)
+        ready()
+
+    def _take(self, offer: Offer) -> None:
+        self._offer = offer
+        self._models = described(self._plan.wish, offer)
+        own = {model.name for model in offer.values()}
+        self._limits = {name: limits for name, limits in self._limits.items() if name in own}
+
+    def _tell_left_out(self, listed: list[ListedModel], offer: Offer) -> None:
+        if self._plan.wish.model == EVERY_MODEL and len(offer) < len(listed):
+            _log.warning(
+                "engine.models_left_out",
+                engine="openai",
+                offered=len(offer),
+                listed=len(listed),
+                fix="name the ones you want with --models",
+            )
+
+
+def _check_open(limits: RateLimits) -> None:
+    """Refuse what the upstream would refuse.
+
+    Raises:
+        Overloaded: nothing is left of its rate limit for a while.
+    """
+    seconds = limits.closed_seconds(trio.current_time())
+    if seconds:
+        raise Overloaded(
+            "the rate limit of the engine's upstream is used up",
+            # A moment too early would be refused again.
+            retry_after_seconds=math.ceil(seconds * 10) / 10,
+        )
 
 
 def _features(text: str) -> tuple[Feature, ...]:
     """Reads ``tools,vision``; argparse reports the ValueError with the flag's name."""
     return tuple(Feature(name.strip()) for name in text.split(",") if name.strip())
+
+
+def _endpoints(text: str) -> tuple[Endpoint, ...]:
+    """Reads ``chat,embeddings``."""
+    known = {endpoint.name.lower(): endpoint for endpoint in _PATHS}
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of {', '.join(known)}")
+    return tuple(known[name] for name in names)

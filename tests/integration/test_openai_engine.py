@@ -6,8 +6,6 @@ import math
 import socket
 import ssl
 import tempfile
-import uuid
-from contextlib import asynccontextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -19,18 +17,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from aimo_node.domain.answer import Usage
-from aimo_node.domain.ids import Endpoint, FinishReason, ModelName, RequestId
+from aimo_node.domain.ids import Endpoint, FinishReason
 from aimo_node.domain.models import Feature, Health
 from aimo_node.errors import (
     ConfigError,
     ContextLengthExceeded,
     EngineFailed,
-    EngineStartFailed,
     InvalidRequest,
     ModelNotFound,
     Overloaded,
 )
-from aimo_node.ports.engine import EngineRequest, EngineSettings
 from aimo_node.testing import upstream_scripts as scripts
 from aimo_node.testing.engine_contract import eventually
 from aimo_node.testing.recording_sink import RecordingSink
@@ -38,6 +34,7 @@ from aimo_node.testing.upstream import Pause, Whole, stand_in_upstream
 from aimo_node.testing.upstream_scripts import DONE, chunk, exactly, text
 from providers.engines.openai_http import create
 from providers.upstream import ANSWER_BYTES_MAX
+from tests.integration.openai_calls import answer, failure, request, running, settings
 
 SAID = "".join(scripts.WORDS)
 
@@ -53,42 +50,6 @@ async def upstream(request, folder):
     path = folder / "up.sock" if request.param == "unix" else None
     async with stand_in_upstream(scripts.answer(), path) as served:
         yield served
-
-
-def settings(folder, endpoint, *arguments, **more):
-    return EngineSettings(folder, endpoint=endpoint, engine_args=arguments, **more)
-
-
-@asynccontextmanager
-async def running(engine):
-    async with trio.open_nursery() as nursery:
-        ready = trio.Event()
-        nursery.start_soon(engine.run, ready.set, lambda line: None)
-        with trio.fail_after(30):
-            await ready.wait()
-        yield engine
-        nursery.cancel_scope.cancel()
-
-
-def request(stream=True, model="stand-in", endpoint=Endpoint.CHAT, salt="", **fields):
-    body = {"messages": [{"role": "user", "content": "hello"}], **fields}
-    return EngineRequest(
-        RequestId(uuid.uuid4().bytes), endpoint, ModelName(model), body, stream, salt
-    )
-
-
-async def answer(engine, asked):
-    sink = RecordingSink()
-    with trio.fail_after(30):
-        await engine.stream(asked, sink)
-    return sink
-
-
-async def failure(folder, *arguments, **more):
-    """Run an engine that cannot start; its sentence."""
-    with trio.fail_after(30), pytest.raises(EngineStartFailed) as caught:
-        await create(settings(folder, *arguments, **more)).run(lambda: None, lambda line: None)
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -256,14 +217,13 @@ async def test_start_waits_for_an_upstream_that_comes_up_later(folder):
         reserved.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{reserved.getsockname()[1]}"
     path = folder / "later.sock"
-    assert "cannot be reached; is --endpoint right?" in await failure(
-        folder, endpoint, "--start-seconds", "0"
-    )
+    sentence = await failure(folder, endpoint, "--start-seconds", "0")
+    assert sentence.startswith(f"{endpoint} does not answer (connection refused), also after 0 s")
     told = []
     engine = create(settings(folder, f"unix:{path}"))
     async with trio.open_nursery() as nursery:
         ready = trio.Event()
-        nursery.start_soon(engine.run, ready.set, told.append)
+        nursery.start_soon(engine.run, ready.set, lambda line, **_: told.append(line))
         await eventually(lambda: bool(told), "progress is told")
         assert "nobody listens" in told[0]
         async with stand_in_upstream(scripts.answer(), path):
@@ -273,7 +233,7 @@ async def test_start_waits_for_an_upstream_that_comes_up_later(folder):
 
 
 async def test_start_tells_once_why_it_waits(folder, monkeypatch):
-    monkeypatch.setattr("providers.engines.openai_http.START_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("providers.upstream_start.RETRY_SECONDS", 0.0)
     path, tries, told = folder / "hangs-up.sock", [], []
 
     async def hang_up(stream: trio.SocketStream) -> None:
@@ -286,7 +246,7 @@ async def test_start_tells_once_why_it_waits(folder, monkeypatch):
     engine = create(settings(folder, f"unix:{path}"))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, hang_up, [trio.SocketListener(listener)])
-        nursery.start_soon(engine.run, lambda: None, told.append)
+        nursery.start_soon(engine.run, lambda: None, lambda line, **_: told.append(line))
         await eventually(lambda: len(tries) > 3, "it tries again")
         nursery.cancel_scope.cancel()
     assert len(told) == 1
@@ -299,7 +259,7 @@ async def test_model_that_is_not_there_is_refused_with_what_is(upstream, folder)
 
 @pytest.mark.parametrize(
     ("status", "sentence"),
-    [(401, "refuses the key: see --api-key-file"), (500, "HTTP status 500")],
+    [(401, "wants a key: see --api-key-file"), (500, "HTTP status 500")],
 )
 async def test_useless_model_list_is_refused(upstream, folder, status, sentence):
     upstream.models = scripts.refusal(status)
@@ -337,8 +297,9 @@ async def test_health_follows_the_upstream(upstream, folder):
 async def test_certificate_nobody_signed_is_refused_and_a_trusted_one_works(folder):
     certificate, server_side = make_certificate(folder)
     async with stand_in_upstream(scripts.answer(), tls=server_side) as upstream:
-        sentence = await failure(folder, upstream.endpoint, "--start-seconds", "0")
-        assert "has no certificate this node trusts" in sentence
+        # Waiting would not help, so it does not wait.
+        sentence = await failure(folder, upstream.endpoint, "--start-seconds", "3600")
+        assert "no certificate this node trusts" in sentence
         trusted = settings(folder, upstream.endpoint, "--ca-file", str(certificate))
         async with running(create(trusted)) as engine:
             assert (await answer(engine, request())).written == SAID
