@@ -25,9 +25,7 @@ from aimo_node.telemetry.metrics import NodeMetrics
 
 INCARNATION_FILE: Final = "incarnation"
 OWN_SECONDS: Final = 1.0
-"""How often a node tells its own edge how busy it is."""
-OWN_PAUSE_SECONDS: Final = 0.05
-"""Changes that come together are told together."""
+"""How often a node tells its own edge how busy it is; what changes, it tells at once."""
 
 
 class ProviderSide:
@@ -48,7 +46,7 @@ class ProviderSide:
             settings.node.state / INCARNATION_FILE, time.time_ns() // 1_000_000
         )
         self._addresses: Callable[[], tuple[str, ...]] = tuple
-        self._news = trio.Event()
+        self._own: OwnProvider | None = None
         maker = EngineMaker(settings, roles)
         self.service = ProviderService(identity.peer_id, metrics.provider)
         self.registered = RegisteredEndpoints(self.service, maker, settings.node.state)
@@ -73,13 +71,10 @@ class ProviderSide:
 
     async def tell_own_edge(self, table: RoutingTable) -> None:
         """Keep this node's own entry in its edge's table true until cancelled."""
-        own = OwnProvider(table, lambda: self.describe(to_owner=True), self.status)
+        self._own = OwnProvider(table, lambda: self.describe(to_owner=True), self.status)
         while True:
-            self._news = trio.Event()
-            own.refresh(trio.current_time())
-            with trio.move_on_after(OWN_SECONDS):
-                await self._news.wait()
-                await trio.sleep(OWN_PAUSE_SECONDS)
+            self._own.refresh(trio.current_time())
+            await trio.sleep(OWN_SECONDS)
 
     def describe(self, *, to_owner: bool = False) -> Descriptor:
         """What this node offers now; the revision is not filled in."""
@@ -112,4 +107,5 @@ class ProviderSide:
         return not self.configured or self.service.health() is not Health.OFFLINE
 
     def _on_change(self) -> None:
-        self._news.set()
+        if self._own is not None:
+            self._own.refresh(trio.current_time())

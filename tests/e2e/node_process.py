@@ -54,7 +54,8 @@ class NodeProcess:
         self._stdout, self._stderr = folder / f"{name}.out", folder / f"{name}.err"
         arguments = [
             *(sys.executable, "-m", "aimo_node", command, *flags),
-            *("--state", str(self.state), "--config", os.devnull),
+            *("--state", str(self.state)),
+            *(() if "--config" in flags else ("--config", os.devnull)),
             *("--ready-json", "--watch-stdin"),
         ]
         with self._stdout.open("wb") as stdout, self._stderr.open("wb") as stderr:
@@ -68,7 +69,6 @@ class NodeProcess:
                 env={**environment(folder), **variables},
             )
         self._process = psutil.Process(self.popen.pid)
-        self._was_killed = False
         self._family: dict[int, psutil.Process] = {self.popen.pid: self._process}
 
     @property
@@ -162,7 +162,6 @@ class NodeProcess:
 
     def kill(self) -> None:
         """SIGKILL, as a power cut for one process."""
-        self._was_killed = True
         self.popen.kill()
         self.popen.wait()
 
@@ -199,8 +198,7 @@ class NodeProcess:
     def leftovers(self) -> list[str]:
         """What of it still exists after its end: processes, sockets, half-written files."""
         found = [str(one) for one in self._family.values() if _lives(one)]
-        # A node that was killed cannot remove its files; its next start does.
-        return found if self._was_killed else found + strange_files(self.state)
+        return found + strange_files(self.state)
 
 
 def _lives(process: psutil.Process) -> bool:
