@@ -32,9 +32,12 @@ def command(*, edge: str, key_file: str | None, as_json: bool) -> None:
     if not models:
         click.echo("no models: no provider has joined yet", err=True)
         return
-    print_table(("model", "context", "endpoints", "features"), [_row(model) for model in models])
+    print_table(
+        ("model", "context", "state", "endpoints", "features"), [_row(model) for model in models]
+    )
 
 
 def _row(model: Mapping[str, Any]) -> tuple[object, ...]:
     lists = (", ".join(map(str, model.get(name) or ())) for name in ("endpoints", "features"))
-    return (model.get("id", ""), model.get("context_length") or "?", *lists)
+    context, state = model.get("context_length") or "?", model.get("state", "")
+    return (model.get("id", ""), context, state, *lists)

@@ -11,7 +11,7 @@ import click
 from aimo_node.cli.edge_client import EdgeClient, edge_flag, key_file_flag, read_key
 from aimo_node.cli.listing import print_table
 
-_COLUMNS = ("peer id", "models", "status", "running", "waiting", "path", "engine", "region")
+_COLUMNS = ("peer id", "models", "status", "running", "waiting", "path", "engines", "region")
 
 
 @click.command("peers")
@@ -38,6 +38,17 @@ def command(*, edge: str, key_file: str | None, as_json: bool) -> None:
 
 
 def _row(provider: Mapping[str, Any]) -> tuple[object, ...]:
-    models = ", ".join(str(model) for model in provider.get("models") or ())
-    plain = ("status", "running", "waiting", "path", "engine", "region")
-    return (provider.get("id", ""), models, *(provider.get(name, "") for name in plain))
+    states = provider.get("model_states") or {}
+    models = [_with_state(model, states.get(model)) for model in provider.get("models") or ()]
+    engines = [
+        _with_state(engine.get("label"), engine.get("state"))
+        for engine in provider.get("engines") or ()
+    ]
+    plain = (provider.get(name, "") for name in ("status", "running", "waiting", "path"))
+    kinds = ", ".join(engines) or provider.get("engine", "")
+    return (provider.get("id", ""), ", ".join(models), *plain, kinds, provider.get("region", ""))
+
+
+def _with_state(name: object, state: object) -> str:
+    """The name, and its state if it is not the usual one."""
+    return str(name) if state in (None, "running") else f"{name} ({state})"

@@ -72,6 +72,7 @@ class RoutedAnswer:
         self.provider = candidates[0].peer
         self.path = ""
         self.attempts = 0
+        self.model_digest = candidates[0].model_digest
         self.deadline = deadline
         self.outcome = "cancelled"
         """``ok``, ``cancelled`` or the name of the error the consumer heard."""
@@ -108,7 +109,7 @@ class RoutedAnswer:
 
     def _next_candidate(self) -> None:
         candidate = self._candidates.pop(0)
-        self.provider = candidate.peer
+        self.provider, self.model_digest = candidate.peer, candidate.model_digest
         self._tried.add(candidate.peer)
         self.attempts += 1
         self._attempting = True

@@ -25,7 +25,7 @@ from aimo_node.errors import (
     StreamInterrupted,
 )
 from aimo_node.ports.peer_network import Exchange, OutgoingRequest, PeerNetwork
-from aimo_node.routing.policy import Candidate, Decision, RouteRequest, choose
+from aimo_node.routing.policy import Candidate, Decision, RouteRequest, Verdict, choose
 from aimo_node.routing.table import ProviderEntry, RoutingTable
 
 log = structlog.get_logger()
@@ -37,6 +37,8 @@ ATTEMPTS_MAX: Final = 4
 BODIES_BYTES_MAX: Final = 256 * 1024 * 1024
 """Bodies kept for the next candidate, until an answer begins."""
 EXPIRE_SECONDS: Final = 1.0
+_PASSING: Final = frozenset({Verdict.OFFLINE, Verdict.NOT_READY})
+"""A provider of which that is said may well answer later."""
 
 
 class RoutingMetrics(Protocol):
@@ -209,13 +211,15 @@ def _nobody(route: RouteRequest, decision: Decision) -> CodedError:
             "GET /v1/models lists what is there",
             param="model",
         )
-    if route.provider is not None:
-        return ModelNotFound(
-            f"provider {route.provider} does not serve {route.model!r} now", param="model"
-        )
-    reasons = sorted({str(verdict) for _, verdict in decision.excluded})
+    verdicts = {verdict for _, verdict in decision.excluded}
+    whom = "no provider in this mesh can" if route.provider is None else "that provider cannot"
+    if verdicts == {Verdict.WRONG_MODEL}:
+        return ModelNotFound(f"that provider does not serve {route.model!r}", param="model")
+    if not verdicts & _PASSING:
+        what = f"answer {route.endpoint.name.lower()} with"
+        return ModelNotFound(f"{whom} {what} the model {route.model!r}", param="model")
     return Overloaded(
-        f"no provider of {route.model!r} can take a request now ({', '.join(reasons)})",
+        f"{whom} take a request for {route.model!r} now ({', '.join(sorted(verdicts))})",
         retry_after_seconds=2,
     )
 
@@ -232,8 +236,12 @@ def _view(entry: ProviderEntry, now: float) -> ProviderView:
         running=max(load.running, entry.in_flight),
         waiting=load.waiting,
         load=load.load,
+        kv_used=load.kv_used,
+        prefix_hits=load.prefix_hits,
+        first_token_seconds=load.first_token_seconds,
         path=entry.path,
         engine=entry.descriptor.engine,
+        engines=entry.descriptor.engines,
         region=entry.descriptor.region,
         version=entry.descriptor.version,
         seen_seconds_ago=max(0.0, now - entry.heard_at),

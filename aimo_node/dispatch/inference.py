@@ -8,7 +8,7 @@ from typing import Protocol
 
 from aimo_node.domain.answer import AnswerPart
 from aimo_node.domain.ids import Endpoint, ModelName, PeerId, RequestId
-from aimo_node.domain.models import ModelInfo
+from aimo_node.domain.models import EngineInfo, ModelInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +32,25 @@ class InferenceRequest:
 
 
 class Answer(Protocol):
-    """An answer on its way. One task reads it; `cancel` must be called in the end, always."""
+    """An answer on its way. One task reads it; `cancel` must be called in the end, always.
+
+    Attributes:
+        model_digest: of the model as the provider says it serves it; empty if unknown.
+    """
 
     request_id: RequestId
     provider: PeerId
     path: str
     attempts: int
     model: ModelName
+    model_digest: bytes
 
     async def receive(self, silence_seconds: float | None = None) -> Sequence[AnswerPart]:
         """The parts that have arrived, at least one; empty after `silence_seconds` without any.
 
         The last part is a `Finish`. Before the first part a lost provider is replaced by the next
-        candidate without the caller noticing; `provider`, `path` and `attempts` follow.
+        candidate without the caller noticing; `provider`, `model_digest`, `path` and `attempts`
+        follow.
 
         Raises:
             CodedError: the request failed; nothing comes after it.
@@ -56,7 +62,14 @@ class Answer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ProviderView:
-    """One line of ``/v1/providers``."""
+    """One line of ``/v1/providers``.
+
+    Attributes:
+        models: what it offers, also while it is offline.
+        engine: the kinds of its engines.
+        engines: each of them, in whatever state; empty if it does not say.
+        kv_used, prefix_hits, first_token_seconds: see `Load`.
+    """
 
     peer: PeerId
     models: tuple[ModelInfo, ...]
@@ -69,6 +82,10 @@ class ProviderView:
     region: str
     version: str
     seen_seconds_ago: float
+    engines: tuple[EngineInfo, ...] = ()
+    kv_used: float = 0.0
+    prefix_hits: float = 0.0
+    first_token_seconds: float = 0.0
 
 
 class InferenceDoor(Protocol):

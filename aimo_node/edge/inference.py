@@ -67,13 +67,16 @@ class OpenAnswer:
         if answer is None:
             return {}
         request_id = answer.request_id.hex()
-        return {
+        headers = {
             "x-aimo-request-id": request_id,
             "x-request-id": request_id,  # where OpenAI's SDKs look for it
             "x-aimo-provider": answer.provider,
             "x-aimo-path": answer.path,
             "x-aimo-attempts": str(answer.attempts),
         }
+        if answer.model_digest:
+            headers["x-aimo-model-digest"] = answer.model_digest.hex()
+        return headers
 
     async def start(self) -> None:
         """Hand the request to the dispatcher.

@@ -8,11 +8,12 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from operator import itemgetter
 from typing import Final, TypeAlias
 
 from aimo_node.domain.ids import Endpoint, ModelName, PeerId
-from aimo_node.domain.models import Health
+from aimo_node.domain.models import EngineState, Health, ModelInfo
 from aimo_node.routing.table import ProviderEntry, RoutingTable
 
 CANDIDATES_MAX: Final = 8
@@ -21,11 +22,14 @@ PROMISING_MAX: Final = 16
 """With so many to choose from, looking further gains nothing."""
 LOOKED_AT_MAX: Final = 128
 """Of those who could take the request at all: when so many are busy, all are."""
-_Rank: TypeAlias = tuple[bool, bool, float, float, bool, int]
-"""In trouble, silent, penalty, occupancy, without a link, when it was chosen last."""
-_PROMISING: Final[_Rank] = (False, False, 0.0, 0.5, False, 0)
-"""Healthy and less than half full: those with a link are filled so far before others are dialled,
-if there are many."""
+NOT_READY_MAX: Final = 8
+"""Of those whose engine is not ready, when there is nobody else: enough to say why."""
+_Rank: TypeAlias = tuple[Health, bool, bool, float, int, bool, int]
+"""Health, loads first, silent, penalty in seconds, tenths taken, without a link, when it was chosen
+last. A load takes longer than it takes to find out that a link is dead or somebody fails again."""
+_PROMISING: Final[_Rank] = (Health.HEALTHY, False, False, 0.0, 5, False, 0)
+"""Healthy, loaded and less than half full: those with a link are filled so far before others are
+dialled, if there are many."""
 _by_rank: Final = itemgetter(0)
 
 
@@ -35,6 +39,7 @@ class Verdict(enum.StrEnum):
     OFFLINE = "offline"
     WRONG_MODEL = "does not serve the model"
     WRONG_ENDPOINT = "does not serve the endpoint"
+    NOT_READY = "its engine is not ready"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +57,28 @@ class RouteRequest:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A provider that may answer; `reasons` say why it stands where it stands."""
+    """A provider that may answer, as it stood when it was chosen."""
 
     peer: PeerId
-    reasons: tuple[str, ...]
+    model_digest: bytes
+    """Of the model as it says it serves it; empty if unknown."""
+    _rank: _Rank
+    _path: str
+    _failures: int
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why it stands where it stands."""
+        health, loads_first, is_silent, penalty, tenths, _, _ = self._rank
+        reasons = [health.text, f"occupancy {tenths / 10:.1f}"]
+        if loads_first:
+            reasons.append("loads first")
+        if is_silent:
+            reasons.append("silent")
+        if penalty:
+            reasons.append(f"failed {self._failures} in a row")
+        reasons.append(self._path or "no link yet")
+        return tuple(reasons)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,74 +92,75 @@ class Decision:
 
 
 def choose(request: RouteRequest, table: RoutingTable, now: float) -> Decision:
-    """Order the providers of a model: healthy before degraded, unsuspected before suspect,
-    those without recent failures first, then by load, then whoever waited longest.
+    """Order the providers of a model: healthy before degraded, those that answer at once before
+    those that load the model first, unsuspected before suspect, those without recent failures
+    first, then by load, then whoever waited longest.
 
     A provider that is in trouble comes last and not never: it may be the only one. Of many it
     looks at a few, at others the next time: the best of sixteen is as good as the best of all.
     """
+    name = request.model
     pinned = table.get(request.provider) if request.provider is not None else None
-    entries: Iterable[ProviderEntry] = table.in_turn(request.model)
+    entries: Iterable[ProviderEntry] = table.in_turn(name)
     if request.provider is not None:
         entries = () if pinned is None else (pinned,)
-    ranked: list[tuple[_Rank, ProviderEntry]] = []
+    ranked: list[tuple[_Rank, ProviderEntry, ModelInfo]] = []
     excluded: list[tuple[PeerId, Verdict]] = []
     promising = 0
     for entry in entries:
-        verdict = _verdict(entry, request)
-        if verdict is not None:
-            excluded.append((entry.peer, verdict))
+        model = entry.offers.get(name)
+        if model is None or request.endpoint not in model.endpoints or not entry.available:
+            excluded.append((entry.peer, _verdict(entry, request)))
             continue
-        rank = _rank(entry, now)
-        ranked.append((rank, entry))
+        rank = _rank(entry, model, now)
+        ranked.append((rank, entry, model))
         promising += rank < _PROMISING
         if promising >= PROMISING_MAX or len(ranked) >= LOOKED_AT_MAX:
             break
+    if not ranked and request.provider is None:
+        starting = islice(table.planned(name), NOT_READY_MAX)
+        excluded += [(entry.peer, Verdict.NOT_READY) for entry in starting]
     ranked.sort(key=_by_rank)
-    best = ranked[:CANDIDATES_MAX]
     return Decision(
-        candidates=tuple(Candidate(entry.peer, _reasons(entry, now)) for _, entry in best),
+        candidates=tuple(
+            Candidate(entry.peer, model.digest, rank, entry.path, entry.failures)
+            for rank, entry, model in ranked[:CANDIDATES_MAX]
+        ),
         excluded=tuple(excluded),
-        model_known=table.knows(request.model),
+        model_known=table.knows(name),
         provider_known=pinned is not None,
     )
 
 
-def _verdict(entry: ProviderEntry, request: RouteRequest) -> Verdict | None:
+def _verdict(entry: ProviderEntry, request: RouteRequest) -> Verdict:
+    """Why it is no candidate."""
     for model in entry.descriptor.models:
         if model.name == request.model:
-            if request.endpoint not in model.endpoints:
-                return Verdict.WRONG_ENDPOINT
-            return None if entry.available else Verdict.OFFLINE
-    return Verdict.WRONG_MODEL
+            served = request.endpoint in model.endpoints
+            return Verdict.OFFLINE if served else Verdict.WRONG_ENDPOINT
+    planned = any(request.model in engine.models for engine in entry.descriptor.engines)
+    return Verdict.NOT_READY if planned else Verdict.WRONG_MODEL
 
 
-def _rank(entry: ProviderEntry, now: float) -> _Rank:
+def _rank(entry: ProviderEntry, model: ModelInfo, now: float) -> _Rank:
     penalty = entry.penalty_until - now
     return (
-        entry.health is not Health.HEALTHY,
+        entry.health,
+        model.state is not EngineState.RUNNING,
         entry.suspect,
-        max(0.0, penalty),
-        _occupancy(entry),
+        penalty if penalty > 0 else 0.0,
+        _tenths_taken(entry),
         not entry.linked,
         entry.chosen,
     )
 
 
-def _occupancy(entry: ProviderEntry) -> float:
-    """Share of the provider that is taken: what it reports or what we know better, rounded so that
+def _tenths_taken(entry: ProviderEntry) -> int:
+    """How much of the provider is taken, what it reports or what we know better; in tenths, so that
     near equals take turns."""
-    load = entry.load
-    busy = max(load.running + load.waiting, entry.in_flight)
+    busy, kv_used = entry.in_flight, 0.0
+    if entry.status is not None:
+        load = entry.status.load
+        busy, kv_used = max(busy, load.running + load.waiting), load.kv_used
     limit = entry.descriptor.requests_max
-    return round(max(busy / limit, load.kv_used) if limit else float(busy), 1)
-
-
-def _reasons(entry: ProviderEntry, now: float) -> tuple[str, ...]:
-    reasons = [entry.health.text, f"occupancy {_occupancy(entry):.1f}"]
-    if entry.suspect:
-        reasons.append("silent")
-    if entry.penalty_until > now:
-        reasons.append(f"failed {entry.failures} in a row")
-    reasons.append(entry.path or "no link yet")
-    return tuple(reasons)
+    return round(10 * max(busy / limit, kv_used)) if limit else 10 * busy

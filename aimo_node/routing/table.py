@@ -24,6 +24,7 @@ PROVIDERS_PER_SOURCE_MAX: Final = 10_000
 PENALTY_SECONDS: Final = 2.0
 PENALTY_SECONDS_MAX: Final = 60.0
 """A provider that failed is tried last for a while that doubles with each failure in a row."""
+_SERVE_NOTHING: Final = (EngineState.STOPPING, EngineState.ERROR, EngineState.NOT_INSTALLED)
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +33,8 @@ class ProviderEntry:
 
     peer: PeerId
     descriptor: Descriptor
+    offers: dict[ModelName, ModelInfo] = field(default_factory=dict)
+    """What may be asked of it, by its descriptor."""
     status: Status | None = None
     heard: dict[PeerId, float] = field(default_factory=dict)
     """By whom and when it was last reported; its own id stands for a link to it."""
@@ -48,8 +51,9 @@ class ProviderEntry:
 
     @property
     def health(self) -> Health:
-        """Health by its last heartbeat; what was only described counts as healthy if it runs."""
-        if self.draining or self.descriptor.engine_state is not EngineState.RUNNING:
+        """Health by its last heartbeat; what was only described counts as healthy if it offers
+        anything."""
+        if self.draining or not self.offers:
             return Health.OFFLINE
         return self.status.health if self.status is not None else Health.HEALTHY
 
@@ -57,7 +61,7 @@ class ProviderEntry:
     def available(self) -> bool:
         """Whether a request may be sent there. A relay's word alone does not rule out a provider
         that this node has a link to: heartbeats are not signed."""
-        if self.draining or self.descriptor.engine_state is not EngineState.RUNNING:
+        if self.draining or not self.offers:
             return False
         return self.linked or self.status is None or self.status.health is not Health.OFFLINE
 
@@ -72,7 +76,43 @@ class ProviderEntry:
         return max(self.heard.values(), default=0.0)
 
 
-_Group: TypeAlias = dict[PeerId, ProviderEntry]
+class _Group:
+    """Some providers of one model, in an order that can be walked from any place."""
+
+    __slots__ = ("_entries", "_order")
+
+    def __init__(self) -> None:
+        self._entries: dict[PeerId, ProviderEntry] = {}
+        self._order: list[ProviderEntry] | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self._entries)
+
+    def __iter__(self) -> Iterator[ProviderEntry]:
+        return iter(self._entries.values())
+
+    def add(self, entry: ProviderEntry) -> None:
+        self._entries[entry.peer] = entry
+        self._order = None
+
+    def drop(self, peer: PeerId) -> None:
+        if self._entries.pop(peer, None) is not None:
+            self._order = None
+
+    def turned(self, start: int) -> Iterator[ProviderEntry]:
+        """All of them, beginning at place `start` and going round."""
+        order = self._order
+        if order is None:
+            order = self._order = list(self._entries.values())
+        count = len(order)
+        start = start % count if count else 0
+        yield from map(order.__getitem__, range(start, count))
+        yield from map(order.__getitem__, range(start))
+
+
+_Groups: TypeAlias = tuple[_Group, _Group, _Group, _Group]
+"""Those that answer at once with a link and without one, then those that load the model first or
+do not serve it now, likewise."""
 
 
 class RoutingTable:
@@ -80,8 +120,9 @@ class RoutingTable:
 
     def __init__(self) -> None:
         self._entries: dict[PeerId, ProviderEntry] = {}
-        self._by_model: dict[ModelName, tuple[_Group, _Group]] = {}
-        """Those with a link, and the others."""
+        self._by_model: dict[ModelName, _Groups] = {}
+        self._planned: dict[ModelName, _Group] = {}
+        """Whose engine has the model, but is not ready for it."""
         self._reported: Counter[PeerId] = Counter()
         """How many providers each source reports."""
         self._choices = 0
@@ -98,28 +139,33 @@ class RoutingTable:
 
     def serving(self, model: ModelName) -> list[ProviderEntry]:
         """Everybody who offers the model, in whatever state."""
-        return [entry for group in self._by_model.get(model, ()) for entry in group.values()]
+        return [entry for group in self._by_model.get(model, ()) for entry in group]
 
     def knows(self, model: ModelName) -> bool:
-        """Whether anybody offers the model."""
-        return model in self._by_model
+        """Whether anybody offers the model, or has an engine for it that is not ready."""
+        return model in self._by_model or model in self._planned
+
+    def planned(self, model: ModelName) -> Iterator[ProviderEntry]:
+        """Whose engine has the model, but is not ready: it starts, or it failed."""
+        return iter(self._planned.get(model, ()))
 
     def in_turn(self, model: ModelName) -> Iterator[ProviderEntry]:
-        """As `serving`, those with a link first, and beginning with other ones after each request:
-        who looks at a few of many has seen all of them in the end."""
+        """As `serving`: who answers at once before who loads first, those with a link first, and
+        beginning with other ones after each request: who looks at a few of many has seen all of
+        them in the end."""
         for group in self._by_model.get(model, ()):
-            entries = list(group.values())
-            start = self._choices % len(entries) if entries else 0
-            yield from entries[start:]
-            yield from entries[:start]
+            yield from group.turned(self._choices)
 
     def models(self) -> list[ModelInfo]:
-        """Each model with a provider that is not offline, once, by name."""
+        """Each model with a provider that is not offline, once, by name; as one that answers at
+        once offers it, if there is one."""
         found: dict[ModelName, ModelInfo] = {}
         for entry in self._entries.values():
             if entry.health is not Health.OFFLINE:
-                for model in entry.descriptor.models:
-                    found.setdefault(model.name, model)
+                for name, model in entry.offers.items():
+                    known = found.get(name)
+                    if known is None or (_is_loaded(model) and not _is_loaded(known)):
+                        found[name] = model
         return [found[name] for name in sorted(found)]
 
     def describe(self, source: PeerId, descriptor: Descriptor, now: float) -> bool:
@@ -247,21 +293,53 @@ class RoutingTable:
             del self._reported[source]
 
     def _enlist(self, entry: ProviderEntry) -> None:
+        entry.offers = {model.name: model for model in _offered(entry.descriptor)}
         for model in entry.descriptor.models:
-            groups = self._by_model.setdefault(model.name, ({}, {}))
-            groups[not entry.linked][entry.peer] = entry
+            groups = self._by_model.get(model.name)
+            if groups is None:
+                groups = self._by_model[model.name] = (_Group(), _Group(), _Group(), _Group())
+            offer = entry.offers.get(model.name)
+            waits = offer is None or not _is_loaded(offer)
+            groups[2 * waits + (not entry.linked)].add(entry)
+        for name in _planned(entry.descriptor):
+            self._planned.setdefault(name, _Group()).add(entry)
 
     def _unlist(self, entry: ProviderEntry) -> None:
         for model in entry.descriptor.models:
             groups = self._by_model.get(model.name)
             if groups is not None:
-                groups[not entry.linked].pop(entry.peer, None)
+                for group in groups:
+                    group.drop(entry.peer)
                 if not any(groups):
                     del self._by_model[model.name]
+        for name in _planned(entry.descriptor):
+            planned = self._planned.get(name)
+            if planned is not None:
+                planned.drop(entry.peer)
+                if not planned:
+                    del self._planned[name]
 
     def _remove(self, entry: ProviderEntry) -> None:
         self._unlist(entry)
         del self._entries[entry.peer]
+
+
+def _is_loaded(model: ModelInfo) -> bool:
+    return model.state is EngineState.RUNNING
+
+
+def _offered(descriptor: Descriptor) -> Iterator[ModelInfo]:
+    """What may be asked. If nothing runs there is at most what a request would load; a provider
+    that stops or failed lists what it had."""
+    runs = descriptor.engine_state is EngineState.RUNNING
+    loads = descriptor.engine_state not in _SERVE_NOTHING
+    return (model for model in descriptor.models if runs or (loads and not _is_loaded(model)))
+
+
+def _planned(descriptor: Descriptor) -> set[ModelName]:
+    """What its engines have and it does not offer."""
+    named = {name for engine in descriptor.engines for name in engine.models}
+    return named - {model.name for model in descriptor.models}
 
 
 def _version(descriptor: Descriptor) -> tuple[int, int]:

@@ -15,11 +15,12 @@ import trio
 from aimo_node.dispatch.inference import InferenceRequest, ProviderView
 from aimo_node.domain.answer import AnswerPart, Finish, Usage
 from aimo_node.domain.ids import FinishReason, ModelName, PeerId, RequestId
-from aimo_node.domain.models import ModelInfo
+from aimo_node.domain.models import EngineInfo, EngineState, ModelInfo
 from aimo_node.errors import CodedError, ModelNotFound
 
 FAKE_PEER = PeerId("12D3KooWFakeFakeFakeFakeFakeFakeFakeFakeFakeFakeFake")
 FAKE_MODEL = ModelName("fake")
+FAKE_DIGEST = b"\x0f" * 32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,6 +56,7 @@ class FakeAnswer:
         self.path = "direct"
         self.attempts = 1
         self.model = model
+        self.model_digest = FAKE_DIGEST
         self.cancelled = trio.Event()
         self.received = 0
         self._script = script
@@ -139,7 +141,7 @@ def fake_view(*models: str, peer: PeerId = FAKE_PEER) -> ProviderView:
     names = models or (FAKE_MODEL,)
     return ProviderView(
         peer=peer,
-        models=tuple(ModelInfo(ModelName(name), context_tokens=4096) for name in names),
+        models=tuple(ModelInfo(ModelName(name), 4096, FAKE_DIGEST) for name in names),
         status="healthy",
         running=0,
         waiting=0,
@@ -149,4 +151,5 @@ def fake_view(*models: str, peer: PeerId = FAKE_PEER) -> ProviderView:
         region="",
         version="0",
         seen_seconds_ago=0.5,
+        engines=(EngineInfo("fake", "fake", EngineState.RUNNING, tuple(map(ModelName, names)), 8),),
     )

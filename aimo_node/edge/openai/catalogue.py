@@ -47,6 +47,7 @@ def _model(info: ModelInfo, created: int, name: str = "") -> dict[str, Any]:
         "owned_by": OWNER,
         "context_length": info.context_tokens or None,
         "digest": info.digest.hex() or None,
+        "state": info.state.text,
         "endpoints": [endpoint.name.lower() for endpoint in info.endpoints],
         "features": [feature.value for feature in info.features],
         "price": {"input": info.price_in, "output": info.price_out},

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from aimo_node.domain.ids import Endpoint, ModelName, PeerId
-from aimo_node.domain.models import Descriptor, EngineState, Health, Load, ModelInfo, Status
+from aimo_node.domain.models import (
+    Descriptor,
+    EngineInfo,
+    EngineState,
+    Health,
+    Load,
+    ModelInfo,
+    Status,
+)
 from aimo_node.routing.policy import CANDIDATES_MAX, RouteRequest, Verdict, choose
 from aimo_node.routing.table import RoutingTable
 
@@ -150,3 +158,104 @@ def test_a_relay_cannot_talk_an_edge_out_of_a_provider_it_is_linked_to() -> None
     assert order(table) == ["busy", "slandered"]
     table.unlinked(PeerId("slandered"))
     assert order(table) == ["busy"]
+
+
+def offer(
+    table: RoutingTable,
+    name: str,
+    *states: EngineState,
+    engine_state: EngineState = EngineState.RUNNING,
+    revision: int = 2,
+) -> PeerId:
+    """A provider that offers tiny, large, … in these states."""
+    peer = PeerId(name)
+    models = tuple(
+        ModelInfo(ModelName(model), state=state)
+        for model, state in zip(("tiny", "large"), states, strict=False)
+    )
+    described = Descriptor(
+        peer, 1, models, engine_state=engine_state, requests_max=10, revision=revision
+    )
+    table.describe(RELAY, described, 0.0)
+    return peer
+
+
+def test_one_that_answers_at_once_comes_before_one_that_loads_first() -> None:
+    """However busy or silent it is, and though a load frees all of another one: a load takes
+    minutes. Not if it is not well."""
+    table = table_of(full=30, silent=0, sick=0)
+    offer(table, "unloaded", EngineState.STOPPED)
+    table.linked(PeerId("silent"), "direct", 0.0)
+    table.link_state(PeerId("silent"), suspect=True, draining=False)
+    table.report(RELAY, Status(PeerId("sick"), 1, 2, Health.DEGRADED, Load()), 0.0)
+    assert order(table) == ["full", "silent", "unloaded", "sick"]
+    reasons = {c.peer: c.reasons for c in choose(TINY, table, 0.0).candidates}
+    assert [peer for peer, said in reasons.items() if "loads first" in said] == ["unloaded"]
+
+
+def test_one_that_loads_first_is_better_than_nobody() -> None:
+    for state in (EngineState.STOPPED, EngineState.INSTALLED, EngineState.STARTING):
+        table = RoutingTable()
+        peer = offer(table, "unloaded", state)
+        assert order(table) == [peer]
+        offer(table, "unloaded", state, engine_state=state, revision=3)
+        assert order(table) == [peer], "nothing of it runs"
+
+
+def test_the_one_that_is_loaded_is_found_among_a_thousand_that_are_not() -> None:
+    table = RoutingTable()
+    for number in range(1000):
+        is_loaded = number == 777
+        offer(table, f"p{number}", EngineState.RUNNING if is_loaded else EngineState.STOPPED)
+    assert order(table)[0] == "p777"
+    offer(table, "p777", EngineState.STOPPED, revision=3)
+    offer(table, "p3", EngineState.RUNNING, revision=3)
+    assert order(table)[0] == "p3"
+
+
+def test_of_two_engines_of_a_provider_one_may_be_away() -> None:
+    table = RoutingTable()
+    peer = offer(table, "two", EngineState.RUNNING)
+    assert order(table) == [peer]
+    assert order(table, RouteRequest(ModelName("large"))) == []
+    offer(table, "two", EngineState.RUNNING, EngineState.RUNNING, revision=3)
+    assert order(table, RouteRequest(ModelName("large"))) == [peer]
+
+
+def test_a_provider_that_stops_or_failed_is_no_candidate_whatever_it_lists() -> None:
+    for engine_state in (EngineState.STOPPING, EngineState.ERROR, EngineState.NOT_INSTALLED):
+        for state in (EngineState.RUNNING, EngineState.STOPPED):
+            table = RoutingTable()
+            peer = offer(table, "away", state, engine_state=engine_state)
+            decision = choose(TINY, table, 0.0)
+            assert decision.candidates == ()
+            assert decision.excluded == ((peer, Verdict.OFFLINE),)
+
+
+def test_a_model_whose_engine_is_not_ready_is_known_but_has_no_candidates() -> None:
+    table = RoutingTable()
+    model = ModelName("tiny")
+    starting = EngineInfo("gpu", "vllm", EngineState.STARTING, (model,))
+    for number in range(20):
+        peer = PeerId(f"p{number}")
+        table.describe(
+            RELAY,
+            Descriptor(peer, 1, (), engine_state=EngineState.STARTING, engines=(starting,)),
+            0.0,
+        )
+    decision = choose(TINY, table, 0.0)
+    assert decision.candidates == ()
+    assert decision.model_known
+    assert {verdict for _, verdict in decision.excluded} == {Verdict.NOT_READY}
+    assert len(decision.excluded) <= CANDIDATES_MAX
+    pinned = choose(RouteRequest(model, provider=PeerId("p3")), table, 0.0)
+    assert pinned.excluded == ((PeerId("p3"), Verdict.NOT_READY),)
+    offer(table, "ready", EngineState.RUNNING)
+    assert order(table) == ["ready"]
+
+
+def test_reasons_say_how_it_was_when_it_was_chosen() -> None:
+    table = table_of(a=3)
+    (candidate,) = choose(TINY, table, 0.0).candidates
+    table.report(RELAY, Status(PeerId("a"), 1, 2, Health.DEGRADED, Load(running=9)), 0.0)
+    assert candidate.reasons == ("healthy", "occupancy 0.3", "no link yet")

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from aimo_node.domain.ids import ModelName, PeerId
-from aimo_node.domain.models import Descriptor, EngineState, Health, Load, ModelInfo, Status
+from aimo_node.domain.models import (
+    Descriptor,
+    EngineInfo,
+    EngineState,
+    Health,
+    Load,
+    ModelInfo,
+    Status,
+)
 from aimo_node.routing import table as table_module
 from aimo_node.routing.table import RESTART_SECONDS, STATUS_SECONDS_MAX, RoutingTable
 
@@ -47,6 +57,15 @@ def test_a_newer_descriptor_replaces_the_models_and_an_older_one_is_ignored() ->
     assert table.describe(RELAY, descriptor(PEER, "tiny", revision=3), 3.0)
     assert table.serving(ModelName("large")) == []
     assert [entry.peer for entry in table.serving(TINY)] == [PEER]
+
+
+def test_who_comes_or_goes_between_two_decisions_is_counted() -> None:
+    table = RoutingTable()
+    for name in ("a", "b", "c"):
+        table.describe(RELAY, descriptor(PeerId(name)), 1.0)
+        assert name in [entry.peer for entry in table.in_turn(TINY)]
+    table.forget(RELAY, PeerId("b"))
+    assert sorted(entry.peer for entry in table.in_turn(TINY)) == ["a", "c"]
 
 
 def test_heartbeats_only_grow() -> None:
@@ -191,3 +210,45 @@ def test_a_link_that_drained_says_nothing_about_the_next_one() -> None:
     assert entry.health is Health.OFFLINE
     table.unlinked(PEER)
     assert entry.health is Health.HEALTHY
+
+
+def test_a_provider_without_anything_to_offer_is_offline() -> None:
+    """It is shown with its engines all the same."""
+    table = RoutingTable()
+    starting = EngineInfo("gpu", "vllm", EngineState.STARTING, (TINY,))
+    table.describe(RELAY, Descriptor(PEER, 1, (), engines=(starting,), revision=1), 1.0)
+    table.report(RELAY, status(1), 1.0)
+    entry = table.get(PEER)
+    assert entry is not None
+    assert (entry.health, entry.available) == (Health.OFFLINE, False)
+    assert table.models() == []
+    assert table.knows(TINY)
+    assert [one.peer for one in table.planned(TINY)] == [PEER]
+    running = replace(descriptor(revision=2), engines=(starting,))
+    table.describe(RELAY, running, 2.0)
+    assert (entry.health, entry.available) == (Health.HEALTHY, True)
+    assert list(table.planned(TINY)) == []
+    assert [model.name for model in table.models()] == [TINY]
+    table.describe(RELAY, Descriptor(PEER, 1, (), engines=(starting,), revision=3), 3.0)
+    table.forget(RELAY, PEER)
+    assert not table.knows(TINY)
+
+
+def test_a_model_is_listed_as_the_one_offers_it_that_answers_at_once() -> None:
+    table = RoutingTable()
+    states = (EngineState.STOPPED, EngineState.RUNNING, EngineState.INSTALLED)
+    for number, state in enumerate(states):
+        model = ModelInfo(TINY, context_tokens=number, state=state)
+        described = Descriptor(
+            PeerId(f"p{number}"), 1, (model,), engine_state=EngineState.RUNNING, revision=1
+        )
+        table.describe(RELAY, described, 1.0)
+    (listed,) = table.models()
+    assert (listed.context_tokens, listed.state) == (1, EngineState.RUNNING)
+
+
+def test_models_of_a_provider_that_stops_are_not_listed() -> None:
+    table = RoutingTable()
+    table.describe(RELAY, descriptor(state=EngineState.STOPPING), 1.0)
+    assert table.models() == []
+    assert table.knows(TINY)
