@@ -24,8 +24,16 @@ from aimo_node.cli.edge_client import EdgeClient, EdgeError, read_key
 from aimo_node.cli.main import run
 
 PEER = "12D3KooWPGreadLx9nfqoQArVVMG95SG2CpQvbJGqipMVTNNu1zk"
-MODELS = {"object": "list", "data": [{"id": "tiny", "context_length": 1024, "endpoints": ["chat"]}]}
-PROVIDERS = {"object": "list", "data": [{"id": PEER, "models": ["tiny"], "status": "healthy"}]}
+TINY = {"id": "tiny", "context_length": 1024, "state": "stopped", "endpoints": ["chat"]}
+MODELS = {"object": "list", "data": [TINY]}
+PROVIDER = {
+    "id": PEER,
+    "models": ["tiny", "large"],
+    "model_states": {"tiny": "stopped", "large": "running"},
+    "status": "healthy",
+    "engines": [{"label": "llama", "state": "running"}, {"label": "gpu", "state": "error"}],
+}
+PROVIDERS = {"object": "list", "data": [PROVIDER]}
 
 
 def event(delta: str | None = None, finish: str | None = None) -> bytes:
@@ -197,11 +205,14 @@ def test_models_and_peers_are_tables_or_json(
 ) -> None:
     assert run(["models", "--edge", edge.url]) == 0
     assert capsys.readouterr().out.split() == [
-        *("model", "context", "endpoints", "features"),
-        *("tiny", "1024", "chat"),
+        *("model", "context", "state", "endpoints", "features"),
+        *("tiny", "1024", "stopped", "chat"),
     ]
     assert run(["peers", "--edge", edge.url]) == 0
-    assert f"{PEER} " in capsys.readouterr().out, "a peer id must not be cut in a pipe"
+    shown = capsys.readouterr().out
+    assert f"{PEER} " in shown, "a peer id must not be cut in a pipe"
+    assert "tiny (stopped), large " in shown
+    assert "llama, gpu (error)" in shown
     assert run(["models", "--edge", edge.url, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == MODELS
     assert run(["peers", "--edge", edge.url, "--json"]) == 0

@@ -91,7 +91,7 @@ def dispatcher_of(network: FakeNetwork, *peers: str) -> Dispatcher:
             Descriptor(
                 PeerId(peer),
                 1,
-                (ModelInfo(ModelName("tiny")),),
+                (ModelInfo(ModelName("tiny"), digest=peer.encode()),),
                 engine_state=EngineState.RUNNING,
             ),
             trio.current_time(),
@@ -113,6 +113,7 @@ async def test_provider_nobody_answers_for_costs_a_consumer_a_few_seconds(autoju
     assert trio.current_time() - started == pytest.approx(OPEN_SECONDS_MAX)
     assert await answer.receive() == ["hi", DONE]
     assert (answer.provider, answer.attempts) == ("good", 2)
+    assert answer.model_digest == b"good", "the digest is that of the one who answers"
     entry = dispatcher.table.get(PeerId("hole"))
     assert entry is not None
     assert entry.failures == 1

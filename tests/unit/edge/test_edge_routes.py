@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 
 import pytest
 
 from aimo_node.domain.answer import Finish, JsonDelta, Usage
-from aimo_node.domain.ids import FinishReason
+from aimo_node.domain.ids import FinishReason, ModelName
+from aimo_node.domain.models import EngineInfo, EngineState, ModelInfo
 from aimo_node.edge.app import create_app, create_health_app
 from aimo_node.edge.asgi import EdgeApp
 from aimo_node.edge.health import Vitals
@@ -19,7 +21,8 @@ from aimo_node.errors import (
     Overloaded,
     StreamInterrupted,
 )
-from aimo_node.testing.fake_door import FAKE_PEER, FakeDoor, fake_view, words
+from aimo_node.testing import fake_door
+from aimo_node.testing.fake_door import FAKE_DIGEST, FAKE_PEER, FakeDoor, fake_view, words
 
 from .conftest import CHAT, AsgiCall
 
@@ -211,6 +214,54 @@ async def test_providers_are_listed(ask):
     assert provider["models"] == ["fake"]
     assert (provider["status"], provider["running"], provider["waiting"]) == ("healthy", 0, 0)
     assert provider["path"] == "direct"
+
+
+async def test_providers_show_their_engines_and_which_model_is_loaded_first(ask, door):
+    models = (
+        ModelInfo(ModelName("tiny")),
+        ModelInfo(ModelName("large"), state=EngineState.STOPPED),
+    )
+    engines = (
+        EngineInfo("llama", "llama", EngineState.RUNNING, (ModelName("tiny"),), 4),
+        EngineInfo("gpu", "vllm", EngineState.DOWNLOADING),
+    )
+    busy = {"kv_used": 0.25, "prefix_hits": 0.415, "first_token_seconds": 0.1874}
+    door.views = [replace(fake_view(), models=models, engines=engines, **busy)]
+    (provider,) = (await ask(path="/v1/providers").run()).json["data"]
+    assert provider["models"] == ["tiny", "large"]
+    assert provider["model_states"] == {"tiny": "running", "large": "stopped"}
+    assert provider["engines"] == [
+        {
+            "label": "llama",
+            "engine": "llama",
+            "state": "running",
+            "models": ["tiny"],
+            "requests_max": 4,
+        },
+        {
+            "label": "gpu",
+            "engine": "vllm",
+            "state": "downloading",
+            "models": [],
+            "requests_max": 0,
+        },
+    ]
+    assert (provider["kv_used"], provider["prefix_hits"]) == (0.25, 0.415)
+    assert provider["first_token_ms"] == 187
+    listed = (await ask(path="/v1/models").run()).json["data"]
+    assert [model["state"] for model in listed] == ["running", "stopped"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_answer_names_the_digest_of_the_model_that_gave_it(ask_chat, ask, stream):
+    call = await ask_chat(stream=stream).run()
+    (model,) = (await ask(path="/v1/models").run()).json["data"]
+    assert call.headers["x-aimo-model-digest"] == model["digest"] == FAKE_DIGEST.hex()
+
+
+async def test_digest_nobody_knows_is_not_named(ask_chat, monkeypatch):
+    monkeypatch.setattr(fake_door, "FAKE_DIGEST", b"")
+    assert "x-aimo-model-digest" not in (await ask_chat().run()).headers
 
 
 async def test_native_request_is_pinned_to_its_provider(ask, door):
