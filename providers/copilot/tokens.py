@@ -38,6 +38,9 @@ SLEEP_SECONDS: Final = 5.0
 LOOK_SECONDS: Final = 15.0
 """How often the clocks are looked at: so late after a sleep is the token refreshed at most."""
 
+LOOK_SECONDS_MIN: Final = 0.01
+"""Two clocks never agree to the last bit; less than this is not waited for."""
+
 BACK_OFF_SECONDS: Final = 1.0
 BACK_OFF_SECONDS_MAX: Final = 60.0
 
@@ -197,6 +200,7 @@ class TokenKeeper:
         if self._held is not None and self._held.token is token:
             self._held = None
         self._failed(CopilotError("Copilot refuses the token that GitHub has just given"))
+        self._wanted.set()  # once the pause is over
 
     def trust(self) -> None:
         """Copilot took the token."""
@@ -240,7 +244,7 @@ class TokenKeeper:
             left = held.due_seconds - held.age(self._clocks()) if held is not None else 0.0
             if left <= 0:
                 return
-            with trio.move_on_after(min(left, LOOK_SECONDS)):
+            with trio.move_on_after(max(LOOK_SECONDS_MIN, min(left, LOOK_SECONDS))):
                 await self._wanted.wait()
         if self._rest_until is not None:
             await trio.sleep_until(self._rest_until)
