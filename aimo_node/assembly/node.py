@@ -285,6 +285,8 @@ class Node:
         watch("aimo_links_open", lambda: network.statistics().links_open)
         watch("aimo_link_bytes_total", lambda: network.statistics().bytes_in, "received")
         watch("aimo_link_bytes_total", lambda: network.statistics().bytes_out, "sent")
+        if self._providing is not None:
+            self._providing.publish_numbers(self._metrics)
         if self._dispatcher is not None:
             table = self._dispatcher.table
             watch("aimo_directory_providers", lambda: len(table))

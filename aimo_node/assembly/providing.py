@@ -13,10 +13,11 @@ from aimo_node.assembly.engines import EngineMaker, free_label
 from aimo_node.assembly.incarnation import next_incarnation
 from aimo_node.assembly.registered import RegisteredEndpoints
 from aimo_node.config.settings import Settings
+from aimo_node.dispatch.hosting import HostedEngine
 from aimo_node.dispatch.own_provider import OwnProvider
 from aimo_node.dispatch.serving import ProviderService
 from aimo_node.domain.ids import PeerId, Role
-from aimo_node.domain.models import Descriptor, Health, Status
+from aimo_node.domain.models import Descriptor, EngineState, Health, Status
 from aimo_node.mesh.announcer import Announcer, Voice
 from aimo_node.mesh.identity import KeyPair
 from aimo_node.mesh.network import MeshNetwork
@@ -95,6 +96,19 @@ class ProviderSide:
     def status(self) -> Status:
         """How it is now; the seq is not filled in."""
         return Status(self.peer, self._incarnation, 0, self.service.health(), self.service.load())
+
+    def publish_numbers(self, metrics: NodeMetrics) -> None:
+        """Have each engine's numbers among the node's metrics."""
+
+        def each(read: Callable[[HostedEngine], float]) -> Callable[[], dict[str, float]]:
+            return lambda: {engine.plan.label: read(engine) for engine in self.service.engines}
+
+        watch = metrics.watch_each
+        watch("aimo_engine_up", each(lambda one: one.state is EngineState.RUNNING))
+        watch("aimo_engine_requests_running", each(lambda one: one.load().running))
+        watch("aimo_engine_requests_waiting", each(lambda one: one.load().waiting))
+        watch("aimo_engine_kv_used_ratio", each(lambda one: one.load().kv_used))
+        watch("aimo_engine_prefix_hit_ratio", each(lambda one: one.load().prefix_hits))
 
     @property
     def peer(self) -> PeerId:

@@ -7,7 +7,7 @@ count every few microseconds. Prometheus' own library is used, and imported, whe
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -63,6 +63,16 @@ METRICS: Final = tuple(
         ("aimo_links_open", "gauge", "Links to peers that are open."),
         ("aimo_link_bytes_total", "counter", "Bytes over all links.", ("direction",)),
         ("aimo_directory_providers", "gauge", "Providers this node knows."),
+        ("aimo_engine_up", "gauge", "1 while the engine answers.", ("engine",)),
+        ("aimo_engine_requests_running", "gauge", "Requests an engine works on.", ("engine",)),
+        ("aimo_engine_requests_waiting", "gauge", "Requests that wait for it.", ("engine",)),
+        ("aimo_engine_kv_used_ratio", "gauge", "Share of its key-value cache.", ("engine",)),
+        (
+            "aimo_engine_prefix_hit_ratio",
+            "gauge",
+            "Share of prompt tokens its prefix cache held lately.",
+            ("engine",),
+        ),
     )
 )
 """Every metric there is, in the order in which they are rendered."""
@@ -167,6 +177,7 @@ class NodeMetrics:
     __slots__ = (
         "_registry",
         "_watched",
+        "_watched_each",
         "attempts_total",
         "directory_providers",
         "edge",
@@ -183,6 +194,7 @@ class NodeMetrics:
         self.directory_providers = 0
         self.refusals: dict[str, int] = {}
         self._watched: dict[tuple[str, tuple[str, ...]], Callable[[], float]] = {}
+        self._watched_each: dict[str, Callable[[], Mapping[str, float]]] = {}
         self._registry: CollectorRegistry | None = None
 
     def refused(self, reason: str) -> None:
@@ -203,6 +215,17 @@ class NodeMetrics:
         if definition.kind == "histogram" or len(labels) != len(definition.labels):
             raise ValueError(f"{name} is a {definition.kind} with labels {definition.labels}")
         self._watched[name, labels] = read
+
+    def watch_each(self, name: str, read: Callable[[], Mapping[str, float]]) -> None:
+        """As `watch`, for a gauge with one label whose values come and go.
+
+        Args:
+            read: the values by that label, at most `LABEL_SETS_MAX`.
+        """
+        definition = next(row for row in METRICS if row.name == name)
+        if definition.kind != "gauge" or len(definition.labels) != 1:
+            raise ValueError(f"{name} is a {definition.kind} with labels {definition.labels}")
+        self._watched_each[name] = read
 
     def render(self) -> bytes:
         """Everything in Prometheus' text format, with memory and CPU time of the process."""
@@ -226,7 +249,7 @@ class NodeMetrics:
             family = Metric(
                 definition.name.removesuffix("_total"), definition.help, definition.kind
             )
-            for labels, value in values[definition.name].items():
+            for labels, value in values.get(definition.name, {}).items():
                 pairs = dict(zip(definition.labels, labels, strict=True))
                 if isinstance(value, Histogram):
                     for bound, count in value.cumulative():
@@ -267,4 +290,6 @@ class NodeMetrics:
         }
         for (name, labels), read in self._watched.items():
             values[name][labels] = read()
+        for name, read_each in self._watched_each.items():
+            values[name] = {(label,): value for label, value in read_each().items()}
         return values

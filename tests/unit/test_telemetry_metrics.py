@@ -101,3 +101,16 @@ def test_a_flood_of_label_values_ends_as_other() -> None:
     assert len(metrics.refusals) == LABEL_SETS_MAX + 1
     assert metrics.refusals["other"] == 50
     assert metrics.edge.outcomes["other", "other"] == 50
+
+
+def test_engines_come_and_go_in_a_scrape() -> None:
+    metrics = NodeMetrics()
+    engines = {"vllm": 1.0, "llama": 0.0}
+    metrics.watch_each("aimo_engine_up", lambda: engines)
+    assert samples(metrics)["aimo_engine_up", (("engine", "vllm"),)] == 1
+    del engines["vllm"]
+    seen = samples(metrics)
+    assert ("aimo_engine_up", (("engine", "vllm"),)) not in seen
+    assert seen["aimo_engine_up", (("engine", "llama"),)] == 0
+    with pytest.raises(ValueError, match="gauge with labels"):
+        metrics.watch_each("aimo_links_open", lambda: engines)
