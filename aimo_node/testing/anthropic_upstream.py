@@ -133,7 +133,7 @@ class StandInMessages(StandInUpstream):
         return self._answer(received, counting=path.endswith("count_tokens"))
 
     def _answer(self, received: Received, *, counting: bool) -> Script:
-        body = {"max_tokens": 1, **received.body} if counting else received.body
+        body = {"max_tokens": 1 << 20, **received.body} if counting else received.body
         if received.headers["anthropic-version"] >= NO_SAMPLING_SINCE:
             for name in body.keys() & {"temperature", "top_p", "top_k"}:
                 return error("invalid_request_error", f"{name}: Extra inputs are not permitted")

@@ -130,6 +130,8 @@ class MessageReader:
         self._count(_mapping(event.get("message")).get("usage"))
 
     def _stop(self, _event: Mapping[str, Any]) -> None:
+        for block in self._blocks.values():
+            self._complete(block)  # some servers do not close every block
         self.done = True
 
     def _count(self, usage: object) -> None:
@@ -214,7 +216,11 @@ class MessageReader:
     def _stop_block(self, event: Mapping[str, Any]) -> None:
         index = event.get("index")
         block = self._blocks.get(index) if type(index) is int else None
-        if block is not None and block.kind == "tool_use" and not block.grown:
+        if block is not None:
+            self._complete(block)
+
+    def _complete(self, block: _Block) -> None:
+        if block.kind == "tool_use" and not block.grown:
             # Clients parse the arguments; nothing at all would not be JSON.
             whole = block.whole if isinstance(block.whole, dict) else {}
             self._write_arguments(block, _encode(whole).decode())

@@ -330,7 +330,7 @@ def _arguments(given: Sequence[str]) -> argparse.Namespace:
     arguments.add_argument("--sampling", choices=tuple(_SAMPLING), default="auto")
     arguments.add_argument("--system-in-place", action="store_true")
     arguments.add_argument("--api-version", type=_header(r"\d{4}-\d\d-\d\d"), default=API_VERSION)
-    arguments.add_argument("--beta", type=_header(r"[\w,.-]{1,256}"), default="")
+    arguments.add_argument("--beta", type=_header(r"[\w,.-]{1,256}"))
     arguments.add_argument("--ca-file", type=Path)
     arguments.add_argument("--start-seconds", type=number_between(0, 3600), default=30.0)
     arguments.add_argument("--probe-seconds", type=number_between(0.05, 3600), default=30.0)
