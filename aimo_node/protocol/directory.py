@@ -93,11 +93,6 @@ class DirectoryBook:
         if entry is not None and entry.heard.pop(source, None) is not None and not entry.heard:
             self._remove(peer)
 
-    def drop_source(self, source: PeerId) -> None:
-        """A relay has gone, and with it all that only it reported."""
-        for peer in list(self._entries):
-            self.leave(source, peer)
-
     def expire(self, now: float) -> None:
         """Forget what no relay reported for `EXPIRY_SECONDS`; own links tell when they end."""
         for peer, entry in list(self._entries.items()):

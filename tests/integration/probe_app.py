@@ -18,7 +18,6 @@ from quart import Response, request, websocket
 from quart_trio import QuartTrio
 
 from aimo_node.edge.serving.limits import HttpBinding, HttpLimits
-from aimo_node.edge.serving.quart_settings import adapt_quart
 from aimo_node.edge.serving.server import HttpServer
 
 HOST = "127.0.0.1"
@@ -250,7 +249,10 @@ async def serving(
     """A server of the probe (or of `app`) on a free port; drained at the end."""
     limits = limits or HttpLimits()
     probe = Probe()
-    adapt_quart(probe.app, limits)
+    # Quart's own limits would cut a stream, or answer beside the server; the node's own application
+    # does not go through the part of Quart that keeps them.
+    probe.app.config |= {"RESPONSE_TIMEOUT": None, "BODY_TIMEOUT": None}
+    probe.app.config["MAX_CONTENT_LENGTH"] = limits.body_bytes_max
     server = HttpServer()
     probe.grace_over = server.grace_over
     binding, client_tls = tls if tls is not None else (HttpBinding(HOST, 0), None)

@@ -159,23 +159,12 @@ async def test_stream_is_terminated_and_the_connection_kept() -> None:
             ]
 
 
-async def test_no_time_limit_of_server_or_quart_cuts_a_long_stream() -> None:
-    """Hypercorn's read_timeout and Quart's RESPONSE_TIMEOUT both would."""
+async def test_no_time_limit_of_the_server_cuts_a_long_stream() -> None:
+    """Hypercorn's read_timeout would."""
     limits = HttpLimits(header_seconds=0.3, idle_seconds=0.3, body_seconds=0.3)
     async with serving(limits) as served, await served.connect() as client:
-        assert served.probe.app.config["RESPONSE_TIMEOUT"] is None
         await client.get("/sse?n=12&seconds=0.1")
         assert (await client.answer()).body.count(b"data:") == 12
-
-
-async def test_quart_would_cut_the_stream_had_it_not_been_adapted() -> None:
-    """What `adapt_quart` is for: without it the stream ends early, and without its terminator."""
-    async with serving() as served, await served.connect() as client:
-        served.probe.app.config["RESPONSE_TIMEOUT"] = 0.2
-        await client.get("/sse?n=12&seconds=0.1")
-        raw = await client.read_to_end()
-        assert raw.count(b"data:") < 12
-        assert not raw.endswith(b"0\r\n\r\n")
 
 
 @pytest.mark.parametrize("is_reset", [False, True])

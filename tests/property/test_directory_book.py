@@ -31,7 +31,6 @@ steps = st.lists(
             st.just("beat"), st.sampled_from(SOURCES), st.sampled_from(PEERS), st.integers(1, 50)
         ),
         st.tuples(st.just("leave"), st.sampled_from(SOURCES), st.sampled_from(PEERS)),
-        st.tuples(st.just("drop"), st.sampled_from(SOURCES)),
         st.tuples(st.just("tell")),
     ),
     max_size=60,
@@ -80,8 +79,6 @@ def play(book: DirectoryBook, step: tuple) -> None:
             book.beat(source, Heartbeat(peer, 1, sequence, 0, 0, 0, 0, 0), 0.0)
         case ("leave", source, peer):
             book.leave(source, peer)
-        case ("drop", source):
-            book.drop_source(source)
 
 
 @given(steps)
