@@ -30,6 +30,12 @@ PROGRESS_EVERY_SECONDS: Final = 2.0
 SLOTS_TIMEOUT_SECONDS: Final = 1.0
 """llama.cpp answers between two steps of its computation; a long prompt makes that long."""
 
+EXPLAINED_BYTES_MAX: Final = 16_384
+"""So much of the log's end is searched for the reason of a death."""
+
+REASON_CHARACTERS_MAX: Final = 300
+"""Of a line that llama.cpp printed."""
+
 _FIXES: Final[Mapping[str, str]] = {
     r"not within the file bounds|failed to read|unexpected(ly)? (end|reached)|incomplete": (
         "the file is not complete: download it again"
@@ -79,7 +85,7 @@ class LlamaChild:
         self.upstream = UnixUpstream(self._socket)
         if self._log is None:
             self._log = BoundedLog(plan.state_folder / "llama.log")
-        self._log.begin(f"llama.cpp for {plan.name}")
+        self._log.begin(_title(plan))
         settings = json.dumps(plan.child_settings(self._socket))
         program = PythonProgram("providers.llama_server", [settings], plan.state_folder)
         farewell = Farewell(traces=Traces(run_file, socket_traces(self._socket)))
@@ -125,7 +131,9 @@ class LlamaChild:
         """See `Charge`."""
         if self._log is None:
             return ending
-        errors = [line.partition(" E ")[2] for line in self._log.tail()]
+        # From the file: llama.cpp writes its lines in pieces, and the log's tail is made of those.
+        printed = _last_run(self._log.path, _title(self.plan))
+        errors = [line.partition(" E ")[2] for line in printed.splitlines()]
         return explained(self.plan, [line for line in errors if line], ending, self._log.path)
 
     def close(self) -> None:
@@ -157,6 +165,20 @@ class LlamaChild:
         self.kv_used = min(1.0, taken / room) if room else 0.0
 
 
+def _title(plan: LlamaPlan) -> str:
+    return f"llama.cpp for {plan.name}"
+
+
+def _last_run(log: Path, title: str) -> str:
+    """What was printed last, since the line with `title`."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - EXPLAINED_BYTES_MAX))
+            return file.read().decode("utf-8", "replace").rpartition(title)[2]
+    except OSError:
+        return ""
+
+
 def explained(plan: LlamaPlan, errors: Sequence[str], ending: str, log: Path) -> str:
     """One sentence about a child that ended, with the fix where one is known.
 
@@ -164,15 +186,15 @@ def explained(plan: LlamaPlan, errors: Sequence[str], ending: str, log: Path) ->
         errors: what llama.cpp printed, oldest first.
         log: where the rest is.
     """
-    reason = " ".join((errors[0] if errors else ending).split())
+    reason = " ".join((errors[0] if errors else ending).split())[:REASON_CHARACTERS_MAX]
     fix = ""
     for line in errors:
         found = next((_FIXES[words] for words in _FIXES if re.search(words, line)), "")
         if found:
-            reason, fix = " ".join(line.split()), f": {found}"
+            reason, fix = " ".join(line.split())[:REASON_CHARACTERS_MAX], f"; {found}"
             break
     if not errors and "SIGKILL" in ending:
-        fix = ": perhaps the system ran out of memory; take a smaller quantization"
+        fix = "; perhaps the system ran out of memory; take a smaller quantization"
     return f"llama.cpp cannot serve {plan.weights}: {reason}{fix} (more in {log})"
 
 

@@ -270,24 +270,23 @@ def _weights_path(model: str) -> Path:
 
         return gguf_path()
     path = Path(model).expanduser().absolute()
-    if path.is_dir():
+    try:
+        with path.open("rb"):
+            return path
+    except IsADirectoryError as error:
         raise ConfigError(
             f"--model {model} is a folder; the llama engine takes the path of one GGUF file"
             f"{_suggested(path)}"
-        )
-    if not path.is_file():
+        ) from error
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ConfigError(
             f"--model {model}: there is no such file; the llama engine takes the path of a GGUF "
             f"file, or {DEMO_MODEL!r} for the demo model"
-        )
-    try:
-        with path.open("rb"):
-            pass
+        ) from error
     except OSError as error:
         raise ConfigError(
             f"--model {model} cannot be read: {error.strerror}; let the user of this node read it"
         ) from error
-    return path
 
 
 def _suggested(folder: Path) -> str:
