@@ -152,6 +152,17 @@ class NodeProcess:
         """The end of its log, for messages."""
         return "\n".join(self.log.splitlines()[-LOG_LINES_SHOWN:])
 
+    def children_running(self, module: str) -> list[psutil.Process]:
+        """Those of its children that run `module`."""
+        found = []
+        for child in self.children:
+            try:
+                if any(module in part for part in child.cmdline()):
+                    found.append(child)
+            except psutil.NoSuchProcess:
+                continue
+        return found
+
     def signal(self, number: int) -> None:
         """Send a signal to the process itself."""
         self.popen.send_signal(number)

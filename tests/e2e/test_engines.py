@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import trio
 
@@ -81,18 +80,6 @@ async def whole(edge: NodeProcess, model: str, text: str, **settings: Any) -> st
     return answer.json["choices"][0]["message"]["content"]
 
 
-def program_of(node: NodeProcess, module: str) -> list[psutil.Process]:
-    """The children of a node that run `module`."""
-    found = []
-    for child in node.children:
-        try:
-            if any(module in part for part in child.cmdline()):
-                found.append(child)
-        except psutil.NoSuchProcess:
-            continue
-    return found
-
-
 async def test_one_provider_serves_several_engines_and_unloads_idle_ones(shared, guests: Mesh):
     file = guests.folder / "several.toml"
     file.write_text(TWO_ENGINES)
@@ -112,7 +99,7 @@ async def test_one_provider_serves_several_engines_and_unloads_idle_ones(shared,
         return await state_of_sleepy() == "stopped"
 
     await eventually(is_stopped, SEEN_SECONDS, "the idle engine is not unloaded", node)
-    assert not program_of(node, "llama_server"), "its process is gone"
+    assert not node.children_running("llama_server"), "its process is gone"
     report = await engine_status(node)
     assert {label: one["state"] for label, one in report.items()} == {
         "echo": "running",
@@ -143,7 +130,7 @@ async def test_a_dead_engine_leaves_routing_and_comes_back_by_itself(shared, gue
     node = guests.provider("", *flags, name="mortal", engine="llama")
     await until_known(shared.edge, node)
     whole_weights = weights.read_bytes()
-    (child,) = program_of(node, "llama_server")
+    (child,) = node.children_running("llama_server")
     weights.unlink()
     weights.write_bytes(b"GGUF is not what this is")
     os.killpg(child.pid, signal.SIGKILL)

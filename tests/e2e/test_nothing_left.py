@@ -35,7 +35,7 @@ async def llama(guests: Mesh, name: str) -> NodeProcess:
 
 async def engine_of(provider: NodeProcess) -> psutil.Process:
     """The engine's process."""
-    (child,) = provider.children
+    (child,) = provider.children_running("llama_server")
     assert child.is_running()
     return child
 
@@ -54,14 +54,15 @@ async def until_gone(process: psutil.Process) -> None:
     await eventually(is_gone, CHILD_SECONDS, f"{process} outlives its node")
 
 
-async def test_killed_provider_leaves_no_engine_and_the_next_start_no_socket(shared, guests):
-    """SIGKILL while it generates: nobody is left who could clean up but the kernel."""
+async def test_killed_provider_leaves_no_engine_and_no_socket(shared, guests):
+    """SIGKILL while it generates: nobody is left who could clean up but kernel and reaper."""
     provider = await llama(guests, "doomed")
     await until_known(shared.edge, provider)
     engine = await engine_of(provider)
     outcomes = await ask_many(shared.port, "doomed", provider.kill)
     assert "interrupted" in outcomes, "it was not generating any more"
     await until_gone(engine)
+    await eventually(lambda: not sockets_of(guests), CHILD_SECONDS, "its socket is left")
     again = await llama(guests, "doomed")
     await until_known(shared.edge, again)
     assert (await stream_chat(shared.port, "doomed", "What is 3+4?")).text.strip() == "7"
@@ -131,7 +132,7 @@ async def test_killed_engine_is_replaced(shared, guests):
         return answer.json["choices"][0]["message"]["content"].strip() == "7"
 
     await eventually(answers, 10, "no new engine answers", provider)
-    (another,) = provider.children
+    (another,) = provider.children_running("llama_server")
     assert another.pid != engine.pid
 
 
