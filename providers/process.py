@@ -56,7 +56,7 @@ class Farewell:
     """How a child is ended, if killing its process group is not enough.
 
     Attributes:
-        grace_seconds: between SIGTERM to the child alone and SIGKILL to its group; 0 kills at once.
+        grace_seconds: see `ChildProcess`.
         traces: what to remove afterwards, even if the node is killed first.
     """
 
@@ -92,13 +92,14 @@ class ChildProcess:
 
     Attributes:
         pid: also of its process group.
+        grace_seconds: between SIGTERM to the child alone and SIGKILL to its group; 0 kills at once.
     """
 
     def __init__(self, process: trio.Process, log: LogWriter, grace_seconds: float = 0.0) -> None:
         self.pid = process.pid
+        self.grace_seconds = grace_seconds
         self._process = process
         self._log = log
-        self._grace_seconds = grace_seconds
         self._safeguard: Safeguard | None = None
         self._killed = False
         self._gone = False
@@ -164,9 +165,9 @@ class ChildProcess:
 
     async def _leave_in_peace(self) -> None:
         """Let it put its own things in order, unless it was killed already."""
-        if self._grace_seconds and not self._killed and self._process.poll() is None:
+        if self.grace_seconds and not self._killed and self._process.poll() is None:
             self._process.terminate()
-            with trio.move_on_after(self._grace_seconds):
+            with trio.move_on_after(self.grace_seconds):
                 await self._process.wait()
 
 

@@ -18,6 +18,7 @@ BUILT_IN: Final[Mapping[str, str]] = {
     "echo": "providers.engines.echo:create",
     "llama": "providers.engines.llama:create",
     "openai": "providers.engines.openai_http:create",
+    "vllm": "providers.engines.vllm:create",
 }
 """Engines of this distribution, so that a source tree works before it is installed."""
 

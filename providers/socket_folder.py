@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import re
+import shutil
 import socket
 import stat
 import tempfile
@@ -45,6 +46,23 @@ async def claim_socket(state_folder: Path, engine: str) -> Path:
             )
         await trio.sleep(0.02)
     path.unlink(missing_ok=True)
+    return path
+
+
+def nearby_folder(state_folder: Path, name: str, path_bytes_max: int) -> Path:
+    """A new private folder for what a program makes itself, such as sockets with long names.
+
+    It lies in `state_folder`, or in the system's temporary one if that is too deep. What an earlier
+    run left in it is removed.
+
+    Raises:
+        EngineStartFailed: the folder belongs to somebody else.
+    """
+    path = state_folder / name
+    if len(os.fsencode(path)) > path_bytes_max:
+        path = _short_folder(state_folder) / name
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(mode=0o700, exist_ok=True)
     return path
 
 

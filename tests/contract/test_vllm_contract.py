@@ -1,0 +1,124 @@
+"""The engine contract, passed by the vllm engine: with a stand-in, and with the real vLLM.
+
+The real one is what `scripts/test --vllm` runs. It starts in half a minute, so that most checks
+share one engine there.
+"""
+
+import os
+import re
+import signal
+import socket
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from aimo_node.domain.ids import ModelName
+from aimo_node.ports.engine import Engine, EngineSettings
+from aimo_node.testing import engine_contract, vllm_standin
+from aimo_node.testing.engine_contract import Case, EngineContract, EngineHarness, eventually
+from providers import orphans
+from providers.engines.vllm import VllmEngine
+from providers.registry import create_engine
+from providers.supervisor import RestartPolicy
+from providers.unix_client import UnixUpstream
+from providers.upstream import ask_once
+
+REAL_PYTHON = os.environ.get("AIMO_TEST_VLLM_PYTHON", "")
+QUICK = RestartPolicy(delay_seconds=0.05, probe_every_seconds=0.2)
+
+
+def messages(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+class VllmHarness(EngineHarness):
+    """What the stand-in and the real one have in common."""
+
+    requests_max = 4
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def settings(self) -> EngineSettings:
+        raise NotImplementedError
+
+    def create(self) -> Engine:
+        engine = create_engine("vllm", self.settings())
+        assert isinstance(engine, VllmEngine)
+        return VllmEngine(engine.plan, QUICK)
+
+    def run(self) -> orphans.Run | None:
+        return orphans.read_run(self.folder / "vllm.run")
+
+    def strike(self, case: Case) -> None:
+        """Kill the server alone; its engine core and worker are then nobody's."""
+        run = self.run()
+        assert run is not None
+        os.kill(run.leader.number, signal.SIGKILL)
+
+    async def generating(self) -> int:
+        _, metrics = await ask_once(UnixUpstream(self.folder / "vllm.sock"), "/metrics")
+        found = re.search(rb"^vllm:num_requests_running\{.*\} (\d+)", metrics, re.MULTILINE)
+        assert found is not None
+        return int(found[1])
+
+    def leftovers(self) -> list[str]:
+        left = [
+            f"process {one.pid}"
+            for one in psutil.process_iter(["cwd", "status"])
+            if one.info["cwd"] == str(self.folder) and one.info["status"] != psutil.STATUS_ZOMBIE
+        ]
+        return left + [
+            str(path) for path in self.folder.iterdir() if path.name not in {"vllm.log", "program"}
+        ]
+
+
+class StandInHarness(VllmHarness):
+    model = ModelName("stand-in")
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        (folder / "program").mkdir()
+        self.python = vllm_standin.install(folder / "program")
+
+    def settings(self) -> EngineSettings:
+        return EngineSettings(
+            self.folder,
+            "somebody/stand-in",
+            served_name=self.model,
+            engine_args=["--python", str(self.python)],
+            requests_max=self.requests_max,
+        )
+
+    def body(self, case: Case) -> dict[str, Any]:
+        match case:
+            case Case.LENGTH:
+                return {"messages": messages("hello there"), "max_tokens": 3}
+            case Case.LONG | Case.DIES:
+                return {"messages": messages("hello standin=endless")}
+            case Case.CONTEXT_OVERFLOW:
+                return {"messages": messages("hello " * 2000)}
+            case Case.BUSY:
+                return {"messages": messages("hello standin=busy")}
+            case Case.BREAKS_OFF:
+                return {"messages": messages("hello standin=error-then-done")}
+        return {"messages": messages("hello there")}
+
+
+class TestVllmEngine(EngineContract):
+    @pytest.fixture
+    def harness(self, short_folder: Path) -> EngineHarness:
+        return StandInHarness(short_folder)
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """pytest's own temporary folders are too deep for a Unix socket."""
+    assert hasattr(socket, "AF_UNIX")
+    with tempfile.TemporaryDirectory(prefix="aimo") as folder:
+        yield Path(folder)
