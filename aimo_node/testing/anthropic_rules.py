@@ -109,7 +109,7 @@ def _pairs(body: Mapping[str, Any]) -> Iterator[str]:
     """Every call has its result in the next message, and every result its call before it."""
     asked: set[str] = set()
     for index, message in enumerate(body["messages"]):
-        if message["role"] == "system":
+        if message["role"] == "system" and not asked:
             continue
         blocks = message["content"] if isinstance(message["content"], list) else []
         given = {block["tool_use_id"] for block in blocks if block["type"] == "tool_result"}

@@ -28,9 +28,9 @@ class Conversation:
     """Built message by message; used by one translation.
 
     Rules: system and developer messages go into `system`, wherever they stand, in their order –
-    or, with `system_in_place`, those after the first turn stay where they are. Neighbours of one
-    role become one turn. In a user's turn tool results come first, as the API demands. A message
-    in which nothing is left is passed over.
+    or, with `system_in_place`, those after the first turn stay where they are unless that is
+    between calls and their results. Neighbours of one role become one turn. In a user's turn tool
+    results come first, as the API demands. A message in which nothing is left is passed over.
 
     Attributes:
         system: blocks of text.
@@ -81,10 +81,14 @@ class Conversation:
     def _add_system(self, path: str, message: Mapping[str, Any]) -> None:
         blocks = text_blocks_of(f"{path}.content", message.get("content"), self.left_out)
         _mark_last(blocks, cache_control_of(path, message))
-        if self._system_in_place and self._turns:
+        if self._system_in_place and self._turns and not self._awaits_results():
             self._put("system", rest=blocks)
         else:
             self.system += blocks
+
+    def _awaits_results(self) -> bool:
+        """Nothing may stand between calls and their results."""
+        return any(block["type"] == "tool_use" for block in self._turns[-1].rest)
 
     def _content(self, path: str, message: Mapping[str, Any]) -> list[Block]:
         blocks = blocks_of(f"{path}.content", message.get("content"), self.left_out)
