@@ -20,6 +20,13 @@ TRAILER_BYTES_MAX: Final = 16_384
 
 _HEX_DIGITS: Final = frozenset(b"0123456789abcdefABCDEF")
 
+_LENGTHS: Final = {
+    line: length
+    for length in range(1, 1024)
+    for line in (b"%x" % length, b"%X" % length, b"%04x" % length, b"%04X" % length)
+}
+"""Short chunks, the size of a token, by their size line."""
+
 
 class BodyDecoder(Protocol):
     """Takes what arrives, gives what is body."""
@@ -54,7 +61,13 @@ class ChunkedBody:
 
     def feed(self, data: bytes) -> bytes:
         """See `BodyDecoder`."""
-        data = self._rest + data if self._rest else data
+        if self._rest:
+            data = self._rest + data
+        elif not (self._in_chunk or self._in_trailer or self.done) and data[-2:] == b"\r\n":
+            # The usual case, one token: one whole chunk and nothing else.
+            line, _, chunk = data.partition(b"\r\n")
+            if len(chunk) > 2 and _LENGTHS.get(line) == len(chunk) - 2:
+                return chunk[:-2]
         pieces: list[bytes] = []
         position = 0
         while not self.done:

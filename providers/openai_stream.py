@@ -84,6 +84,13 @@ class AnswerStream:
         Raises:
             EngineFailed: an error event, a reason that means failure, or nonsense.
         """
+        end = len(data) - 2
+        if data.find(b"\n") == end > 5 and data[:5] == b"data:" and data[end:] == b"\n\n":
+            if not (self._rest or self._event):
+                # The usual case, one token: one event on one line and nothing else.
+                self._check_length(data)
+                self._take_event(data[5:end])
+                return
         lines = (self._rest + data).split(b"\n")
         self._rest = lines.pop()
         self._check_length(self._rest)
@@ -125,7 +132,8 @@ class AnswerStream:
             self._take_other_event(event)
             return
         content = chunk.choices[0].delta.content
-        self._reasons.setdefault(0)
+        if 0 not in self._reasons:
+            self._reasons[0] = None
         if content:
             self._write(content)
 

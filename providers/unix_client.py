@@ -7,6 +7,7 @@ llama.cpp blocks a thread for every idle one.
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Final
@@ -16,10 +17,13 @@ import trio
 
 from aimo_node.errors import EngineFailed
 from providers.http_body import BodyDecoder, ChunkedBody, SizedBody, UnsizedBody
-from providers.upstream import ANSWER_BYTES_MAX, Headers
+from providers.socket_pump import RECEIVE_BYTES, socket_pump
+from providers.upstream import ANSWER_BYTES_MAX, Feed, Headers
 
-RECEIVE_BYTES: Final = 65_536
 HEAD_BYTES_MAX: Final = 16_384
+
+CONNECT_SECONDS: Final = 2.0
+CONNECT_RETRY_SECONDS: Final = 0.005
 
 
 class UnixUpstream:
@@ -45,14 +49,10 @@ class UnixUpstream:
         self, method: str, path: str, body: bytes = b"", headers: Headers = ()
     ) -> AsyncIterator[UnixReply]:
         """See `Upstream`."""
-        try:
-            stream = await trio.open_unix_socket(str(self._socket))
-        except (OSError, RuntimeError) as error:
-            raise EngineFailed("nobody listens on the engine's socket") from error
-        async with stream:
-            parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_BYTES_MAX)
-            head = self._head(method, path, body, headers)
-            yield await _exchange_heads(stream, parser, head, body)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.setblocking(False)  # noqa: FBT003 (the standard library's own)
+            await _connect(connection, str(self._socket))
+            yield await _exchange_heads(connection, self._head(method, path, body, headers), body)
 
     async def aclose(self) -> None:
         """Nothing is kept open."""
@@ -70,13 +70,13 @@ class UnixReply:
     """See `Reply`."""
 
     def __init__(
-        self, stream: trio.SocketStream, head: h11.Response, body: BodyDecoder, early: bytes
+        self, connection: socket.socket, head: h11.Response, body: BodyDecoder, early: bytes
     ) -> None:
         self.status = head.status_code
         self.headers = {
             name.decode("ascii"): value.decode("latin-1") for name, value in head.headers
         }
-        self._stream = stream
+        self._connection = connection
         self._body = body
         self._early = early
 
@@ -88,35 +88,99 @@ class UnixReply:
             if data:
                 return data
         while not body.done:
-            try:
-                received = await self._stream.receive_some(RECEIVE_BYTES)
-            except trio.BrokenResourceError as error:
-                raise EngineFailed("the connection to the engine was lost") from error
+            received = await _receive(self._connection)
             if not received:
                 body.close()
             elif data := body.feed(received):
                 return data
         return b""
 
+    async def pour(self, feed: Feed) -> bool:
+        """See `Reply`."""
+        body, going = self._body, True
+
+        def take(received: bytes) -> bool:
+            nonlocal going
+            if not received:
+                body.close()
+            elif data := body.feed(received):
+                going = feed(data)
+            return going and not body.done
+
+        if self._early:
+            early, self._early = self._early, b""
+            take(early)
+        if going and not body.done:
+            try:
+                await socket_pump().pour(self._connection, take)
+            except OSError as error:
+                raise EngineFailed("the connection to the engine was lost") from error
+        return not going
+
+
+async def _connect(connection: socket.socket, path: str) -> None:
+    """A server that is slow to accept is waited for; nothing has been sent yet.
+
+    Raises:
+        EngineFailed: nobody listens, or nobody accepts.
+    """
+    deadline = trio.current_time() + CONNECT_SECONDS
+    while True:
+        try:
+            connection.connect(path)
+        except BlockingIOError as error:
+            # So Linux says that the queue of those who want in is full; llama.cpp's holds five.
+            if trio.current_time() >= deadline:
+                raise EngineFailed("the engine accepts no connections") from error
+        except OSError as error:
+            raise EngineFailed("nobody listens on the engine's socket") from error
+        else:
+            return
+        await trio.sleep(CONNECT_RETRY_SECONDS)
+
+
+async def _send(connection: socket.socket, data: bytes) -> None:
+    left = memoryview(data)
+    while left:
+        await trio.lowlevel.wait_writable(connection)
+        left = left[connection.send(left) :]
+
+
+async def _receive(connection: socket.socket) -> bytes:
+    """What has arrived; empty when the peer has closed.
+
+    Raises:
+        EngineFailed: the connection was lost.
+    """
+    while True:
+        await trio.lowlevel.wait_readable(connection)
+        try:
+            return connection.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            continue
+        except OSError as error:
+            raise EngineFailed("the connection to the engine was lost") from error
+
 
 async def _exchange_heads(
-    stream: trio.SocketStream, parser: h11.Connection, request: h11.Request, body: bytes
+    connection: socket.socket, request: h11.Request, body: bytes
 ) -> UnixReply:
+    parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_BYTES_MAX)
     head = parser.send(request) or b""
     # A server that refuses early may have answered before it has read everything.
-    with contextlib.suppress(trio.BrokenResourceError):
-        await stream.send_all(head + body)
+    with contextlib.suppress(ConnectionError):
+        await _send(connection, head + body)
     try:
         while True:
             event = parser.next_event()
             if event is h11.NEED_DATA:
-                parser.receive_data(await stream.receive_some(RECEIVE_BYTES))
+                parser.receive_data(await _receive(connection))
             elif isinstance(event, h11.Response):
                 early, _ = parser.trailing_data
-                return UnixReply(stream, event, _decoder(event), early)
+                return UnixReply(connection, event, _decoder(event), early)
             elif not isinstance(event, h11.InformationalResponse):
                 raise EngineFailed("the engine closed the connection without an answer")
-    except (h11.RemoteProtocolError, trio.BrokenResourceError) as error:
+    except h11.RemoteProtocolError as error:
         raise EngineFailed("the engine closed the connection without an answer") from error
 
 
