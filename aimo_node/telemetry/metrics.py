@@ -153,23 +153,11 @@ class RoleMetrics:
         self.chunks_total += count
 
 
-class LinkMetrics:
-    """Traffic over all links together; add to the numbers directly."""
-
-    __slots__ = ("bytes_received", "bytes_sent", "open")
-
-    def __init__(self) -> None:
-        self.open = 0
-        self.bytes_received = 0
-        self.bytes_sent = 0
-
-
 class NodeMetrics:
     """All numbers of one node. Touched by any task of the node's one thread.
 
     Attributes:
         edge, provider: requests as the two roles see them.
-        link: traffic over the links.
         attempts_total: add one per candidate that is tried.
         directory_providers: set to the number of providers that are known.
     """
@@ -181,7 +169,6 @@ class NodeMetrics:
         "attempts_total",
         "directory_providers",
         "edge",
-        "link",
         "provider",
         "refusals",
     )
@@ -189,7 +176,6 @@ class NodeMetrics:
     def __init__(self) -> None:
         self.edge = RoleMetrics()
         self.provider = RoleMetrics()
-        self.link = LinkMetrics()
         self.attempts_total = 0
         self.directory_providers = 0
         self.refusals: dict[str, int] = {}
@@ -265,7 +251,6 @@ class NodeMetrics:
     def _values(self) -> dict[str, dict[tuple[str, ...], float | Histogram]]:
         """Every metric's samples by their label values."""
         roles = {"edge": self.edge, "provider": self.provider}
-        link = self.link
         values: dict[str, dict[tuple[str, ...], float | Histogram]] = {
             "aimo_build_info": {(__version__,): 1},
             "aimo_requests_running": {(name,): role.running for name, role in roles.items()},
@@ -281,11 +266,8 @@ class NodeMetrics:
             "aimo_chunks_total": {(name,): role.chunks_total for name, role in roles.items()},
             "aimo_attempts_total": {(): self.attempts_total},
             "aimo_refused_total": {(reason,): n for reason, n in self.refusals.items()},
-            "aimo_links_open": {(): link.open},
-            "aimo_link_bytes_total": {
-                ("received",): link.bytes_received,
-                ("sent",): link.bytes_sent,
-            },
+            "aimo_links_open": {(): 0},
+            "aimo_link_bytes_total": {("received",): 0, ("sent",): 0},
             "aimo_directory_providers": {(): self.directory_providers},
         }
         for (name, labels), read in self._watched.items():

@@ -66,11 +66,12 @@ def test_a_value_on_a_bound_belongs_to_its_bucket(seconds: float, bound: str) ->
 
 def test_counters_of_the_mesh_appear() -> None:
     metrics = NodeMetrics()
-    metrics.link.bytes_sent += 10
+    metrics.watch("aimo_link_bytes_total", lambda: 10, "sent")
     metrics.attempts_total += 3
     metrics.directory_providers = 4
     seen = samples(metrics)
     assert seen["aimo_link_bytes_total", (("direction", "sent"),)] == 10
+    assert seen["aimo_link_bytes_total", (("direction", "received"),)] == 0
     assert seen["aimo_attempts_total", ()] == 3
     assert seen["aimo_directory_providers", ()] == 4
 
