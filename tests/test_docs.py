@@ -373,7 +373,7 @@ def test_an_example_runs_and_gets_a_real_answer(example: Path, edge_url: str) ->
 
 def test_the_engine_of_the_guide_passes_the_suite() -> None:
     """As its reader runs it: pytest on the folder, with the engine where Python finds it."""
-    folder = DOCS / "examples" / "parrot"
+    folder = DOCS / "examples" / "engine-plugin"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder)],
         capture_output=True,

@@ -9,9 +9,16 @@ from collections.abc import Callable, Iterator
 import trio
 
 from aimo_node.domain.answer import Usage
-from aimo_node.domain.ids import FinishReason, ModelName
+from aimo_node.domain.ids import Endpoint, FinishReason, ModelName
 from aimo_node.domain.models import Health, Load, ModelInfo
-from aimo_node.errors import Draining, EngineFailed, ModelNotFound, Overloaded
+from aimo_node.errors import (
+    ConfigError,
+    Draining,
+    EngineFailed,
+    InvalidRequest,
+    ModelNotFound,
+    Overloaded,
+)
 from aimo_node.ports.engine import (
     AnswerSink,
     Capabilities,
@@ -25,7 +32,13 @@ WORD_SECONDS = 0.02
 
 
 def create(settings: EngineSettings) -> "ParrotEngine":
-    """What the entry point names; starts nothing."""
+    """What the entry point names; starts nothing.
+
+    Raises:
+        ConfigError: the settings cannot work; the message names the flag and the fix.
+    """
+    if settings.engine_args or settings.endpoint or settings.models:
+        raise ConfigError("the parrot takes no --engine-args, --endpoint or --models")
     name = settings.served_name or settings.model or "parrot"
     return ParrotEngine(ModelName(name), settings.requests_max or REQUESTS_MAX_DEFAULT)
 
@@ -42,7 +55,7 @@ class ParrotEngine:
         self._draining = False
 
     async def run(self, ready: Callable[[], None], progress: Progress) -> None:
-        """A real engine loads its model here and looks after it."""
+        """A real engine loads its model here, looks after it, and starts it anew when it dies."""
         progress("a parrot needs no loading")
         self._alive = True
         try:
@@ -77,6 +90,8 @@ class ParrotEngine:
     def _admit(self, request: EngineRequest) -> None:
         if request.model != self._name:
             raise ModelNotFound(f"there is only {self._name}", param="model")
+        if request.endpoint is not Endpoint.CHAT:
+            raise InvalidRequest("a parrot only talks")
         if not self._alive:
             raise EngineFailed("the parrot is not there")
         if self._draining:
@@ -90,11 +105,12 @@ class ParrotEngine:
         return len(_words(request))
 
     def capabilities(self) -> Capabilities:
-        """One model; what it can do beyond text would stand in its `features`."""
+        """One model. What it serves beyond chat would stand in its `endpoints`, what it can do
+        beyond text in its `features`, and what makes its answers in its `digest`."""
         return Capabilities("parrot", (ModelInfo(self._name),), self._requests_max)
 
     def health(self) -> Health:
-        """DEGRADED would mean that it is being restarted."""
+        """OFFLINE also while it is restarted; DEGRADED is for one that runs, but is silent."""
         return Health.HEALTHY if self._alive else Health.OFFLINE
 
     def load(self) -> Load:
