@@ -121,8 +121,12 @@ async def _relay(reply: Reply, sink: AnswerSink) -> None:
         answer.feed(data)
         return not (answer.done or sink.congested)
 
-    while await reply.pour(feed) and not answer.done:
-        await sink.drain()
+    # The first token is waited for alone: together with others it might have to wait for them.
+    while not answer.begun and (data := await reply.receive()):
+        answer.feed(data)
+    while not answer.done and await reply.pour(feed):
+        if not answer.done:
+            await sink.drain()
     sink.finish(*answer.end())
     # Reading on to the end of the body lets the connection be used again.
     with trio.move_on_after(GOODBYE_SECONDS):

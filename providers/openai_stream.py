@@ -78,6 +78,11 @@ class AnswerStream:
         self._usage: Usage | None = None
         self._chunks = 0
 
+    @property
+    def begun(self) -> bool:
+        """Something has been written, or there will be nothing more."""
+        return self._chunks > 0 or self.done
+
     def feed(self, data: bytes) -> None:
         """Take bytes as they come; a character or a line may be cut anywhere.
 
@@ -85,12 +90,12 @@ class AnswerStream:
             EngineFailed: an error event, a reason that means failure, or nonsense.
         """
         end = len(data) - 2
-        if data.find(b"\n") == end > 5 and data[:5] == b"data:" and data[end:] == b"\n\n":
-            if not (self._rest or self._event):
-                # The usual case, one token: one event on one line and nothing else.
-                self._check_length(data)
-                self._take_event(data[5:end])
-                return
+        one_line = data.find(b"\n") == end > len(b"data:") and data[end:] == b"\n\n"
+        if one_line and data[:5] == b"data:" and not (self._rest or self._event):
+            # The usual case, one token: one event on one line and nothing else.
+            self._check_length(data)
+            self._take_event(data[5:end])
+            return
         lines = (self._rest + data).split(b"\n")
         self._rest = lines.pop()
         self._check_length(self._rest)

@@ -1,4 +1,4 @@
-"""One task reads the sockets of all running answers: waking a task per token costs more than the rest.
+"""One task reads the sockets of all running answers: a task switch costs more than a token.
 
 The sockets lie in one selector whose own descriptor trio waits on. What arrives is handed to a
 callback of the answer it belongs to; the answer's own task wakes only at its end.

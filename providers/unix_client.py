@@ -18,11 +18,13 @@ import trio
 from aimo_node.errors import EngineFailed
 from providers.http_body import BodyDecoder, ChunkedBody, SizedBody, UnsizedBody
 from providers.socket_pump import RECEIVE_BYTES, socket_pump
-from providers.upstream import ANSWER_BYTES_MAX, Feed, Headers
+from providers.upstream import ANSWER_BYTES_MAX, Feed, Headers, Unreachable
 
 HEAD_BYTES_MAX: Final = 16_384
 
 CONNECT_SECONDS: Final = 2.0
+"""How long to wait for room in the queue of those who want to connect; then another provider."""
+
 CONNECT_RETRY_SECONDS: Final = 0.005
 
 
@@ -122,7 +124,7 @@ async def _connect(connection: socket.socket, path: str) -> None:
     """A server that is slow to accept is waited for; nothing has been sent yet.
 
     Raises:
-        EngineFailed: nobody listens, or nobody accepts.
+        Unreachable: nobody listens, or nobody accepts.
     """
     deadline = trio.current_time() + CONNECT_SECONDS
     while True:
@@ -131,9 +133,9 @@ async def _connect(connection: socket.socket, path: str) -> None:
         except BlockingIOError as error:
             # So Linux says that the queue of those who want in is full; llama.cpp's holds five.
             if trio.current_time() >= deadline:
-                raise EngineFailed("the engine accepts no connections") from error
+                raise Unreachable("the engine accepts no connections") from error
         except OSError as error:
-            raise EngineFailed("nobody listens on the engine's socket") from error
+            raise Unreachable("nobody listens on the engine's socket", str(error)) from error
         else:
             return
         await trio.sleep(CONNECT_RETRY_SECONDS)
