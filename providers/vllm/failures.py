@@ -61,15 +61,20 @@ _PATTERNS: Final[tuple[tuple[str, str], ...]] = (
         "or install the vLLM that fits it",
     ),
     (
-        r"Free memory on device .*?\(([^)]+)\).* is less than desired GPU memory utilization",
-        "another program holds the graphics card's memory, only {0} GiB are free: end it, or add "
-        "--gpu-memory-utilization 0.5 to --engine-args",
+        r"Free memory on device .*?\(([\d.]+)/([\d.]+) GiB\).* is less than desired",
+        "another program holds the graphics card's memory, only {0} of {1} GiB are free: end it, "
+        "or add a lower --gpu-memory-utilization to --engine-args",
     ),
     (
         r"max seq len \((\d+)\).*?([\d.]+) GiB KV cache is needed.*?\(([\d.]+) GiB\)"
-        r"(?:.*?estimated maximum model length is (\d+))?",
+        r".*?estimated maximum model length is (\d+)",
         "the memory left beside the weights holds {2} GiB of cache, a request of {0} tokens needs "
         "{1}: add --max-model-len {3} to --engine-args, or use a larger card",
+    ),
+    (
+        r"max seq len \((\d+)\).*?([\d.]+) GiB KV cache is needed.*?\(([\d.]+) GiB\)",
+        "the memory left beside the weights holds {2} GiB of cache, a request of {0} tokens needs "
+        "{1}: add a smaller --max-model-len to --engine-args, or use a larger card",
     ),
     (
         r"No available memory for the cache blocks",
@@ -106,12 +111,12 @@ _PATTERNS: Final[tuple[tuple[str, str], ...]] = (
         "--tensor-parallel-size in --engine-args does not fit this model or this machine's cards",
     ),
     (
-        r"No adapter found for (\S+)|Loading lora (\S+) failed",
+        r"No adapter found for ([^\s',]+)",
         "there is no LoRA adapter in {0}: correct --lora-modules in --engine-args",
     ),
     (
-        r"is greater than max_lora_rank (\d+)|LoRA rank (\d+)",
-        "a LoRA adapter has a higher rank than {0}: add --max-lora-rank to --engine-args",
+        r"LoRA rank (\d+) is greater than max_lora_rank",
+        "a LoRA adapter has rank {0}, more than expected: add --max-lora-rank {0} to --engine-args",
     ),
     (
         r"Cannot find any model weights",
