@@ -225,7 +225,7 @@ async def test_start_waits_for_an_upstream_that_comes_up_later(folder):
         ready = trio.Event()
         nursery.start_soon(engine.run, ready.set, lambda line, **_: told.append(line))
         await eventually(lambda: bool(told), "progress is told")
-        assert "nobody listens" in told[0]
+        assert told[0].startswith(f"waiting for unix:{path} (")
         async with stand_in_upstream(scripts.answer(), path):
             with trio.fail_after(10):
                 await ready.wait()
