@@ -22,6 +22,9 @@ TURN_BYTES: Final = 65_536
 GATHER_SECONDS: Final = 0.002
 """How long tokens may gather while they come in quick succession; a lone one never waits."""
 
+MUCH_BYTES: Final = 32_768
+"""Read in one turn: no longer single tokens, which are worth waiting for, but a flood."""
+
 Take: TypeAlias = Callable[[bytes], bool]
 """Takes what has arrived, nothing when the peer has closed; False means no more for now."""
 
@@ -71,25 +74,24 @@ class SocketPump:
             while True:
                 await trio.lowlevel.wait_readable(self._selector)
                 now = trio.current_time()
-                await self._turn()
+                read = await self._turn()
                 busy = now - last < GATHER_SECONDS
-                while busy:
-                    await trio.sleep(GATHER_SECONDS)
-                    busy = await self._turn()
+                while busy and read:
+                    await trio.sleep(GATHER_SECONDS if read < MUCH_BYTES else 0)
+                    read = await self._turn()
                 last = trio.current_time()
 
-    async def _turn(self) -> bool:
-        """Read every socket that has something, once; False if there was none."""
-        ready = self._selector.select(0)
-        left = TURN_BYTES
-        for key, _ in ready:
+    async def _turn(self) -> int:
+        """Read every socket that has something, once; how many bytes there were."""
+        read, left = 0, TURN_BYTES
+        for key, _ in self._selector.select(0):
+            if read >= left:
+                await trio.lowlevel.checkpoint()
+                left = read + TURN_BYTES
             reading: _Reading = key.data
             if reading.live:  # else it was stopped since
-                left -= self._read(reading)
-                if left <= 0:
-                    await trio.lowlevel.checkpoint()
-                    left = TURN_BYTES
-        return bool(ready)
+                read += self._read(reading)
+        return read
 
     def _read(self, reading: _Reading) -> int:
         received = b""
