@@ -12,7 +12,7 @@ from aimo_node.config.settings import Settings
 from aimo_node.config.values import is_loopback
 from aimo_node.dispatch.hosting import EnginePlan
 from aimo_node.dispatch.parameters import OwnerLimits
-from aimo_node.domain.ids import Role
+from aimo_node.domain.ids import ModelName, Role
 from aimo_node.ports.engine import Engine, EngineSettings
 
 ENGINE_FOLDER: Final = "engine"
@@ -55,6 +55,7 @@ class EngineMaker:
             idle_seconds=section.idle_unload,
             waiting_max=section.waiting_max,
             limits=OwnerLimits(section.tokens_max, settings.media_domains),
+            models=_names_known(section),
             essential=essential,
         )
 
@@ -76,6 +77,16 @@ class EngineMaker:
             media_domains=frozenset(domain.lower() for domain in section.media_domains),
             owner_only=self._owner_only,
         )
+
+
+def _names_known(section: EngineSection) -> tuple[ModelName, ...]:
+    """Names in the mesh that the configuration itself gives; a file or ``*`` gives none."""
+    names = list(section.models) or [section.served_name or section.model]
+    return tuple(ModelName(name) for name in names if name not in {"", "*"} and not _is_file(name))
+
+
+def _is_file(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.endswith(".gguf")
 
 
 def free_label(name: str, taken: Iterable[str]) -> str:

@@ -107,6 +107,11 @@ class RoutedAnswer:
                 raise
         self.path = self._exchange.path
 
+    @property
+    def may_queue(self) -> bool:
+        """Whether the provider that is tried may let it wait: there is nobody else to ask."""
+        return not self._candidates
+
     def _next_candidate(self) -> None:
         candidate = self._candidates.pop(0)
         self.provider, self.model_digest = candidate.peer, candidate.model_digest

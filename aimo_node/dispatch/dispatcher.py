@@ -24,7 +24,13 @@ from aimo_node.errors import (
     ProviderNotFound,
     StreamInterrupted,
 )
-from aimo_node.ports.peer_network import Exchange, OutgoingRequest, PeerNetwork
+from aimo_node.ports.peer_network import (
+    QUEUE_HEADER,
+    QUEUE_NO,
+    Exchange,
+    OutgoingRequest,
+    PeerNetwork,
+)
 from aimo_node.routing.policy import Candidate, Decision, RouteRequest, Verdict, choose
 from aimo_node.routing.table import ProviderEntry, RoutingTable
 
@@ -39,6 +45,9 @@ BODIES_BYTES_MAX: Final = 256 * 1024 * 1024
 EXPIRE_SECONDS: Final = 1.0
 _PASSING: Final = frozenset({Verdict.OFFLINE, Verdict.NOT_READY})
 """A provider of which that is said may well answer later."""
+
+
+_NOT_QUEUED: Final = {QUEUE_HEADER: QUEUE_NO}
 
 
 class RoutingMetrics(Protocol):
@@ -129,6 +138,7 @@ class Dispatcher:
             body=request.body,
             stream=request.stream,
             deadline_ms=max(1, int(left * 1000)),
+            headers={} if answer.may_queue else _NOT_QUEUED,
             public_id=request.consumer,
         )
         return await self._network.open_exchange(peer, outgoing)

@@ -36,6 +36,7 @@ class EnginePlan:
         kind: which engine it is, such as ``vllm``.
         make: makes one engine object; each is run once.
         idle_seconds: unloaded after so long without a request; 0 never.
+        models: names of what it will serve, as far as they are known before it runs.
         essential: the provider ends when all of these have been given up.
     """
 
@@ -45,6 +46,7 @@ class EnginePlan:
     idle_seconds: float = 0.0
     waiting_max: int = 0
     limits: OwnerLimits = field(default_factory=OwnerLimits)
+    models: tuple[ModelName, ...] = ()
     essential: bool = True
 
 
@@ -112,8 +114,8 @@ class HostedEngine:
 
     def info(self) -> EngineInfo:
         """What others may see of it."""
-        models = self._capabilities.models if self._capabilities is not None else ()
-        names = tuple(model.name for model in models)
+        offered = self._capabilities.models if self._capabilities is not None else None
+        names = self.plan.models if offered is None else tuple(model.name for model in offered)
         return EngineInfo(self.plan.label, self.plan.kind, self.state, names, self.places.limit)
 
     def load(self) -> Load:
@@ -128,15 +130,15 @@ class HostedEngine:
         """The model of that name, if it may be asked for."""
         return next((model for model in self.offered() if model.name == name), None)
 
-    def take_place(self) -> Place:
+    def take_place(self, *, may_wait: bool = True) -> Place:
         """A place for one request, or one in the queue.
 
         Raises:
-            Overloaded: it is not ready, or the queue is full.
+            Overloaded: it is not ready, or there is no place and none to wait in.
         """
         if not self.offered():
             raise Overloaded("the engine is not ready", retry_after_seconds=2)
-        return self.places.take()
+        return self.places.take(may_wait=may_wait)
 
     async def stream(self, request: EngineRequest, sink: AnswerSink) -> None:
         """Answer, once the engine is loaded; see `Engine.stream`."""

@@ -42,17 +42,17 @@ class Places:
         """Requests in the queue."""
         return len(self._queue)
 
-    def take(self) -> Place:
+    def take(self, *, may_wait: bool = True) -> Place:
         """A place, or one in the queue; `Place.leave` must be called in the end.
 
         Raises:
-            Overloaded: the queue is full.
+            Overloaded: the queue is full, or the request may not wait in it.
         """
         place = Place(self)
         if not self.limit or (self._running < self.limit and not self._queue):
             self._running += 1
             place.granted()
-        elif len(self._queue) < self.waiting_max:
+        elif may_wait and len(self._queue) < self.waiting_max:
             self._queue.append(place)
             place.position = len(self._queue)
         else:

@@ -26,13 +26,16 @@ from aimo_node.errors import (
     RequestTimeout,
 )
 from aimo_node.ports.engine import EngineRequest
-from aimo_node.ports.peer_network import IncomingRequest
+from aimo_node.ports.peer_network import QUEUE_HEADER, QUEUE_NO, IncomingRequest
+from aimo_node.protocol import limits
 
 log = structlog.get_logger()
 
 BODY_SECONDS: Final = 60.0
 """How long an upload may take."""
 DEADLINE_SECONDS_MAX: Final = 3_600.0
+KINDS_MAX: Final = 64
+"""What a descriptor takes of their names."""
 RETIRE_SECONDS: Final = 30.0
 """What a removed engine may take to end its answers."""
 HANDLED_MAX: Final = 8_192
@@ -89,6 +92,7 @@ class ProviderService:
         self._nursery: trio.Nursery | None = None
         self._listeners: list[Callable[[], None]] = []
         self._draining = False
+        self._is_too_much = False
         self._idle = trio.Event()
         self.running = 0
 
@@ -193,10 +197,13 @@ class ProviderService:
         for engine in shown:
             for model in engine.offered():
                 models.setdefault(model.name, model)
+        if len(models) > limits.DESCRIPTOR_MODELS_MAX and not self._is_too_much:
+            self._is_too_much = True
+            log.warning("offer.cut", models=len(models), models_max=limits.DESCRIPTOR_MODELS_MAX)
         return Offer(
-            models=tuple(models.values()),
-            engines=tuple(engine.info() for engine in shown),
-            kinds=",".join(dict.fromkeys(engine.plan.kind for engine in shown)),
+            models=tuple(models.values())[: limits.DESCRIPTOR_MODELS_MAX],
+            engines=tuple(engine.info() for engine in shown[: limits.DESCRIPTOR_ENGINES_MAX]),
+            kinds=",".join(dict.fromkeys(engine.plan.kind for engine in shown))[:KINDS_MAX],
             state=self._state(shown),
             requests_max=_sum_of_limits(shown),
         )
@@ -288,7 +295,8 @@ class ProviderService:
         if patience.cancelled_caught:
             raise RequestTimeout(f"the upload took longer than {BODY_SECONDS:.0f} s")
         engine, model, request = self._read(incoming, body)
-        place = engine.take_place()
+        may_wait = incoming.headers.get(QUEUE_HEADER) != QUEUE_NO
+        place = engine.take_place(may_wait=may_wait)
         try:
             if came_whole:
                 incoming.accept(model.digest, place.position)

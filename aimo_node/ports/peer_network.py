@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
 from aimo_node.domain.answer import AnswerPart, Finish
 from aimo_node.domain.ids import ContentType, Endpoint, PeerId, RequestId
 from aimo_node.errors import CodedError
+
+QUEUE_HEADER: Final = "queue"
+QUEUE_NO: Final = "no"
+"""A request with this header is refused when every place is taken: there are others to ask."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,7 +161,8 @@ async def test_the_last_provider_lost_before_the_first_token_is_a_proper_error(s
 
 async def test_busy_provider_is_passed_over(shared, guests):
     """Each takes one request: the second goes to the other, and the third is refused at once."""
-    await two_providers(guests, shared.edge, "narrow", *STEADY, "--requests-max", "1")
+    narrow = ("--requests-max", "1", "--waiting-max", "0")
+    await two_providers(guests, shared.edge, "narrow", *STEADY, *narrow)
     async with (
         open_stream(shared.port, chat("narrow")) as first,
         open_stream(shared.port, chat("narrow")) as second,
@@ -173,6 +174,34 @@ async def test_busy_provider_is_passed_over(shared, guests):
             refused = await ask(shared.port, "POST", CHAT_PATH, chat("narrow"))
         assert (refused.status, refused.error["code"]) == (503, "overloaded")
         assert int(refused.headers["retry-after"]) >= 1
+
+
+async def test_request_waits_its_turn_where_nobody_else_could_answer(shared, guests):
+    """Each takes one request and lets others wait: the third is answered once a place is free."""
+    await two_providers(guests, shared.edge, "queue", *STEADY, "--requests-max", "1")
+    answers = []
+
+    async def wait_turn() -> None:
+        answers.append(await stream_chat(shared.port, "queue", "one two", max_tokens=2))
+
+    async with (
+        trio.open_nursery() as nursery,
+        open_stream(shared.port, chat("queue")) as first,
+        open_stream(shared.port, chat("queue")) as second,
+    ):
+        await first.read_until_text()
+        await second.read_until_text()
+        nursery.start_soon(wait_turn)
+
+        async def waits() -> bool:
+            views = (await ask(shared.port, "GET", "/v1/providers")).json["data"]
+            return any(view["waiting"] for view in views if "queue" in view["models"])
+
+        await eventually(waits, 10, "nobody waits", shared.edge)
+        assert not answers
+    (answer,) = answers
+    assert answer.text == echo_text("one two", 2)
+    assert answer.headers["x-aimo-attempts"] == "2", "the first was asked not to let it wait"
 
 
 async def test_provider_filled_by_another_edge_sends_the_request_on(shared, guests):

@@ -46,6 +46,17 @@ def test_a_full_queue_refuses_at_once() -> None:
     trio.run(main)
 
 
+def test_who_may_not_wait_is_refused_though_the_queue_has_room() -> None:
+    async def main() -> None:
+        places = Places(waiting_max=4, limit=1)
+        places.take(may_wait=False)
+        with pytest.raises(Overloaded):
+            places.take(may_wait=False)
+        assert places.take().position == 1
+
+    trio.run(main)
+
+
 async def test_retry_after_follows_how_long_places_are_held(autojump_clock: object) -> None:
     places = Places(waiting_max=0, limit=1)
     place = places.take()
