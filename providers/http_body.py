@@ -63,7 +63,7 @@ class ChunkedBody:
         """See `BodyDecoder`."""
         if self._rest:
             data = self._rest + data
-        elif not (self._in_chunk or self._in_trailer or self.done) and data[-2:] == b"\r\n":
+        elif not (self._in_chunk or self._in_trailer) and data[-2:] == b"\r\n":
             # The usual case, one token: one whole chunk and nothing else.
             line, _, chunk = data.partition(b"\r\n")
             if len(chunk) > 2 and _LENGTHS.get(line) == len(chunk) - 2:

@@ -69,6 +69,19 @@ def test_every_spelling_of_a_text_chunk_is_read(raw):
     assert read(raw, STOP, DONE).parts[:-1] == ["hi"]
 
 
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        [b'data: {"choices":[{"delta":\n', b'data: {"content":"hi"}}]}\n\n'],
+        [b"note", text("lost"), text("hi")],
+        [b"data:\n\n", text("hi")],
+    ],
+    ids=["event-in-two-lines", "not-at-the-start-of-a-line", "empty-event"],
+)
+def test_piece_that_looks_like_a_whole_event_is_read_in_its_place(pieces):
+    assert read(*pieces, STOP, DONE).parts[:-1] == ["hi"]
+
+
 def test_last_event_without_blank_line_counts():
     assert read(text("a"), STOP.rstrip(b"\n") + b"\n").written == "a"
 

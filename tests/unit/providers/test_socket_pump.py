@@ -1,17 +1,18 @@
 """Many answers' sockets read by one task: nothing mixed, lost, leaked or held up by a neighbour."""
 
-import os
 import random
 import socket
 import tempfile
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import trio
 import trio.testing
 
 from aimo_node.errors import EngineFailed
+from aimo_node.testing.engine_contract import eventually
 from aimo_node.testing.recording_sink import RecordingSink
 from aimo_node.testing.upstream_scripts import DONE, chunk, text
 from providers import unix_client
@@ -185,7 +186,7 @@ async def test_cancelled_in_the_middle_of_a_turn_nothing_more_is_taken(pair):
 
 
 async def test_number_of_a_closed_socket_can_be_used_again(pair):
-    near, far = pair()
+    near, _ = pair()
     number, old, new = near.fileno(), [], []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(read_until_closed, socket_pump(), near, old)
@@ -227,8 +228,9 @@ async def test_flood_lets_other_tasks_run(pair):
             while sum(size for _, size in seen) < 8 * RECEIVE_BYTES:
                 await trio.lowlevel.checkpoint()
         nursery.cancel_scope.cancel()
+    # Between two turns of the counter the pump has at most two, since trio shuffles tasks.
     for turn in {turn for turn, _ in seen}:
-        assert sum(size for at, size in seen if at == turn) <= TURN_BYTES + RECEIVE_BYTES
+        assert sum(size for at, size in seen if at == turn) <= 2 * (TURN_BYTES + RECEIVE_BYTES)
 
 
 async def test_lone_token_never_waits_and_quick_ones_gather(pair, mock_clock):
@@ -300,9 +302,7 @@ async def test_slow_consumer_holds_back_its_own_answer_only(path):
         slow.stall()
         for event in more:
             event.set()
-        with trio.fail_after(SECONDS):
-            while fast.end is None:
-                await trio.sleep(0.005)
+        await eventually(lambda: fast.end is not None, "the fast one is through")
         assert (slow.written, fast.written) == ("ab", "abc")
         slow.flow()
     assert slow.written == "abc"
@@ -317,7 +317,7 @@ async def test_engine_that_breaks_off_is_a_failure(path, cut):
 
     async with listening(path, serve):
         sink = RecordingSink()
-        with trio.fail_after(SECONDS), pytest.raises(EngineFailed):
+        with trio.fail_after(SECONDS), pytest.raises(EngineFailed, match="in the middle"):
             await ask(UnixUpstream(path), "/v1/x", {"stream": True}, sink)
         assert sink.written == "a"
 
@@ -326,6 +326,9 @@ async def test_two_hundred_answers_cancelled_anywhere_leave_no_descriptor(path):
     """Before the head, before the first token, in mid-stream, and at a congested sink."""
     sinks = [RecordingSink() for _ in range(200)]
     gone = 0
+
+    def written():
+        return sum(len(sink.written) for sink in sinks)
 
     async def serve(stream):
         nonlocal gone
@@ -337,7 +340,7 @@ async def test_two_hundred_answers_cancelled_anywhere_leave_no_descriptor(path):
         finally:
             gone += 1
 
-    before = len(os.listdir("/proc/self/fd"))
+    before = psutil.Process().num_fds()
     numbers = iter(range(200))
     async with listening(path, serve):
         async with trio.open_nursery() as nursery:
@@ -345,16 +348,12 @@ async def test_two_hundred_answers_cancelled_anywhere_leave_no_descriptor(path):
                 if number % 5 == 0:
                     sink.stall()
                 nursery.start_soon(ask, UnixUpstream(path), "/v1/x", {"stream": True}, sink)
-            with trio.fail_after(SECONDS):
-                while sum(len(sink.written) for sink in sinks) < 50 + 2 * 50:
-                    await trio.sleep(0.005)
+            await eventually(lambda: written() >= 50 + 2 * 50, "every state is reached")
             nursery.cancel_scope.cancel()
-        with trio.fail_after(SECONDS):
-            while gone < 200:
-                await trio.sleep(0.005)
+        await eventually(lambda: gone == 200, "the engine sees all of them leave")
         await trio.testing.wait_all_tasks_blocked()
     # The pump's own selector lives as long as the run.
-    assert len(os.listdir("/proc/self/fd")) <= before + 1
+    assert psutil.Process().num_fds() <= before + 1
 
 
 @contextmanager
@@ -403,7 +402,7 @@ async def test_full_queue_of_an_engine_is_waited_for(path):
 
 async def test_queue_that_stays_full_is_unreachable(path, monkeypatch):
     monkeypatch.setattr(unix_client, "CONNECT_SECONDS", 0.02)
-    with full_queue(path), trio.fail_after(SECONDS):
-        with pytest.raises(Unreachable, match="accepts no connections"):
-            async with UnixUpstream(path).request("GET", "/"):
-                pass
+    refused = pytest.raises(Unreachable, match="accepts no connections")
+    with full_queue(path), trio.fail_after(SECONDS), refused:
+        async with UnixUpstream(path).request("GET", "/"):
+            pass
