@@ -109,6 +109,7 @@ class StandInMessages(StandInUpstream):
         page_entries: how many of them a page holds.
         limits: headers of every answer.
         probes: questions for the model list so far.
+        accepted: connections so far.
     """
 
     def __init__(self, endpoint: str, usual: Script) -> None:
@@ -118,6 +119,12 @@ class StandInMessages(StandInUpstream):
         self.limits: Mapping[str, str] = LIMITS
         self.listing: Script | None = None
         self.probes = 0
+        self.accepted = 0
+
+    async def serve_connection(self, stream: trio.abc.Stream) -> None:
+        """Answer requests until the client goes."""
+        self.accepted += 1
+        await super().serve_connection(stream)
 
     def _script_for(self, received: Received) -> Script:
         path, _, query = received.path.partition("?")
