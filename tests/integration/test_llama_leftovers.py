@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from aimo_node.ports.engine import EngineSettings
 from aimo_node.testing.engine_contract import eventually, eventually_async
 from aimo_node.testing.recording_sink import RecordingSink
 from providers.engines.llama import LlamaEngine, create
+from providers.orphans import Process, Run, process, write_run
 from providers.supervisor import RestartPolicy
 from providers.unix_client import UnixUpstream
 from providers.upstream import ask_once
@@ -111,6 +113,25 @@ async def test_next_start_clears_away_what_nobody_could(node, folder):
     assert {"llama.sock", "llama.run"} <= set(leftovers(folder))
     async with running(create(EngineSettings(folder))) as engine:
         assert (await answer(engine, request("What is 3+4?"))).written == "7"
+    assert leftovers(folder) == []
+
+
+@pytest.fixture
+def orphan(folder):
+    """Where no kernel helps, a child may outlive its node; here a patient program stands in."""
+    program = subprocess.Popen(["sleep", "1000"], cwd=folder, start_new_session=True)
+    node = Process(1, "before this machine was started")
+    write_run(Run(node, process(program.pid), str(folder), ()), folder / "llama.run")
+    yield program
+    program.kill()
+    program.wait()
+
+
+async def test_next_start_ends_what_an_earlier_one_left_running(folder, orphan):
+    async with running(create(EngineSettings(folder))) as engine:
+        assert (await answer(engine, request("What is 3+4?"))).written == "7"
+        with trio.fail_after(CLEARED_SECONDS):
+            assert await trio.to_thread.run_sync(orphan.wait) == -signal.SIGKILL
     assert leftovers(folder) == []
 
 
