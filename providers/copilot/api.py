@@ -64,7 +64,7 @@ class CopilotApi:
             else:
                 self._keeper.trust()
             if reply.status in {402, 403}:
-                raise _refusal(reply.status, await _words(reply), token)
+                raise _refusal(reply.status, await _words(reply, token))
             yield reply
 
     async def aclose(self) -> None:
@@ -81,16 +81,16 @@ class CopilotApi:
         return found
 
 
-async def _words(reply: Reply) -> str:
+async def _words(reply: Reply, token: CopilotToken) -> str:
     """What GitHub says to people in a refusal; empty if it says nothing in time."""
     body = b""
     with trio.move_on_after(REFUSAL_SECONDS):
         body = await read_all(reply, REFUSAL_BYTES_MAX)
-    return words_of(read_object(body))
+    return words_of(read_object(body), token.value)
 
 
-def _refusal(status: int, words: str, token: CopilotToken) -> EngineFailed:
-    because = f" (GitHub says: {words.replace(token.value, '***')})" if words else ""
+def _refusal(status: int, words: str) -> EngineFailed:
+    because = f" (GitHub says: {words})" if words else ""
     if status == 402:
         return EngineFailed(
             "the owner's Copilot quota is used up: `aimo check-usage` shows when it is renewed"

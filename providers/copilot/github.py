@@ -156,7 +156,7 @@ class GitHub:
 
 
 def _refusal(status: int, answer: Mapping[str, Any] | None, github_token: str) -> CopilotError:
-    said = words_of(answer).replace(github_token, "***")
+    said = words_of(answer, github_token)
     because = f" (GitHub says: {said})" if said else ""
     match status:
         case 401:

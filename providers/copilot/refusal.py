@@ -35,17 +35,24 @@ def read_object(body: bytes) -> Mapping[str, Any] | None:
     return answer if isinstance(answer, dict) else None
 
 
-def words_of(answer: Mapping[str, Any] | None) -> str:
-    """What GitHub says to people in an error, printable and on one line; maybe empty."""
-    found = answer or {}
+def words_of(answer: Mapping[str, Any] | None, secret: str = "") -> str:
+    """What GitHub says to people in an error, printable and on one line; maybe empty.
+
+    Args:
+        secret: what was sent; it is left out if GitHub quotes it.
+    """
+    text = _message(answer or {})
+    # Before the text is cut, so that no part of the secret is left either.
+    return printable(text.replace(secret, "***") if secret else text)
+
+
+def _message(answer: Mapping[str, Any]) -> str:
     for key in ("error_details", "error"):
-        inner = found.get(key)
+        inner = answer.get(key)
         if isinstance(inner, dict) and isinstance(inner.get("message"), str):
-            return printable(inner["message"])
-    for key in ("message", "error_description"):
-        if isinstance(found.get(key), str):
-            return printable(found[key])
-    return ""
+            return str(inner["message"])
+    texts = (answer.get(key) for key in ("message", "error_description"))
+    return next((text for text in texts if isinstance(text, str)), "")
 
 
 def printable(text: str) -> str:
