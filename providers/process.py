@@ -125,12 +125,10 @@ class ChildProcess:
 
     async def copy_log(self) -> None:
         """Copy what it prints to the log until it ends; meanwhile keep its safeguard alive."""
-        assert self._process.stderr is not None  # noqa: S101 (start_child made a pipe)
         async with trio.open_nursery() as nursery:
             if self._safeguard is not None:
                 nursery.start_soon(self._safeguard.stay)
-            async for data in self._process.stderr:
-                self._log.write(data)
+            await self._copy_rest()
             nursery.cancel_scope.cancel()
 
     async def wait(self) -> str:
@@ -165,10 +163,19 @@ class ChildProcess:
 
     async def _leave_in_peace(self) -> None:
         """Let it put its own things in order, unless it was killed already."""
-        if self.grace_seconds and not self._killed and self._process.poll() is None:
-            self._process.terminate()
-            with trio.move_on_after(self.grace_seconds):
+        if not self.grace_seconds or self._killed or self._process.poll() is not None:
+            return
+        self._process.terminate()
+        with trio.move_on_after(self.grace_seconds):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._copy_rest)  # a full pipe would hold it up
                 await self._process.wait()
+                nursery.cancel_scope.cancel()
+
+    async def _copy_rest(self) -> None:
+        assert self._process.stderr is not None  # noqa: S101 (start_child made a pipe)
+        async for data in self._process.stderr:
+            self._log.write(data)
 
 
 async def start_child(

@@ -158,6 +158,7 @@ class VllmStandIn(StandInUpstream):
         with trio.open_signal_receiver(signal.SIGTERM) as signals:
             async for _ in signals:
                 break
+        _print("(APIServer pid=1) INFO 11-20 15:31:18 [launcher.py:1] [shutdown] triggered\n")
         self._draining = True
         self._aborting = not self._options.shutdown_timeout
         with trio.move_on_after(self._options.shutdown_timeout or 1):
