@@ -1,7 +1,7 @@
 """What headers about rate limits mean, and for how long."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from providers.rate_limits import (
@@ -82,6 +82,7 @@ def test_remaining_that_is_no_number_is_passed_over(remaining):
     assert read_windows({"x-ratelimit-remaining-requests": remaining}, EPOCH) == []
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(
     st.dictionaries(
         st.sampled_from(
@@ -176,4 +177,11 @@ def test_success_that_was_under_way_does_not_open_what_429_closed():
     limits = RateLimits()
     limits.note(429, {"retry-after": "7"}, 0.0, EPOCH)
     limits.note(200, openai("requests", 100, 50, "60s"), 1.0, EPOCH)
+    assert limits.closed_seconds(1.0) == 6
+
+
+def test_shorter_reset_does_not_open_what_429_closed_for_longer():
+    limits = RateLimits()
+    limits.note(429, {"retry-after": "7"}, 0.0, EPOCH)
+    limits.note(200, openai("requests", 100, 0, "2s"), 1.0, EPOCH)
     assert limits.closed_seconds(1.0) == 6
