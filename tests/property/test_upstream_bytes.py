@@ -1,6 +1,7 @@
 """However the bytes of an upstream are cut, what comes out is the same; nonsense stays harmless."""
 
 import contextlib
+import json
 
 import h11
 from hypothesis import given
@@ -10,6 +11,7 @@ from aimo_node.errors import EngineFailed
 from aimo_node.testing.recording_sink import RecordingSink
 from aimo_node.testing.upstream_scripts import DONE, chunk, event, text, usage
 from providers.http_body import ChunkedBody
+from providers.openai_data import DataAnswer
 from providers.openai_stream import AnswerStream
 from providers.openai_whole import WholeAnswer, write_whole
 
@@ -86,6 +88,31 @@ def test_any_choice_raises_nothing_but_engine_failed(choice):
         whole.finish(*stream.end())
     with contextlib.suppress(EngineFailed):
         write_whole(event({"choices": [choice]})[6:], RecordingSink())
+
+
+entries = st.fixed_dictionaries(
+    {},
+    optional={
+        "index": json_values,
+        "embedding": json_values | st.lists(st.floats(allow_nan=False, allow_infinity=False)),
+        "b64_json": json_values,
+        "url": json_values,
+    },
+)
+
+
+@given(data=json_values | st.lists(entries | json_values, max_size=4), inputs=st.integers(0, 3))
+def test_any_data_is_an_array_of_objects_or_engine_failed(data, inputs):
+    body = json.dumps({"data": data, "usage": data}).encode()
+    try:
+        answer = DataAnswer(body, inputs)
+        for _ in answer.read():
+            pass
+    except EngineFailed:
+        return
+    written = json.loads(answer.data())
+    assert written
+    assert all(isinstance(entry, dict) and entry for entry in written)
 
 
 @given(
