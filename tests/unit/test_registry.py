@@ -22,7 +22,7 @@ def test_unknown_engine_names_the_nearest_and_lists_all(tmp_path):
 
 
 def test_unknown_engine_far_from_any_still_lists_all(tmp_path):
-    with pytest.raises(ConfigError, match="'zzz'; known engines: echo"):
+    with pytest.raises(ConfigError, match="'zzz'; known engines: anthropic, copilot, echo"):
         create_engine("zzz", EngineSettings(tmp_path))
 
 
