@@ -270,9 +270,11 @@ class HostedEngine:
     def _on_ready(self) -> None:
         if self._engine is None:
             return
-        self._capabilities = self._engine.capabilities()
+        before, self._capabilities = self._capabilities, self._engine.capabilities()
         self.places.resize(self._capabilities.requests_max)
         self._used_at = trio.current_time()
+        if self._state is EngineState.RUNNING and before != self._capabilities:
+            self._changed()
         self._enter(EngineState.RUNNING, "")
         self.settled.set()
 

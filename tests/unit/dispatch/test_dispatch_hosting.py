@@ -243,12 +243,16 @@ async def test_load_counts_who_waits_here(autojump_clock: object) -> None:
 async def test_capabilities_that_change_are_offered(autojump_clock: object) -> None:
     """An upstream has another model: the engine says `ready` again."""
     maker = Maker()
-    async with hosted(maker) as (engine, _):
+    async with hosted(maker) as (engine, states):
         made = maker.made[0]
+        told = len(states)
+        made.revive()
+        assert len(states) == told, "nothing is new"
         other = replace(made.capabilities().models[0], name=ModelName("other"))
         changed = Capabilities("fake", (other,), 9, owner_only=True)
         made.capabilities = lambda: changed  # type: ignore[method-assign]
         made.revive()
+        assert len(states) == told + 1, "the mesh is told"
         assert [model.name for model in engine.offered()] == ["other"]
         assert engine.places.limit == 9
         assert engine.owner_only
