@@ -158,9 +158,11 @@ def _rank(entry: ProviderEntry, model: ModelInfo, now: float) -> _Rank:
 def _tenths_taken(entry: ProviderEntry) -> int:
     """How much of the provider is taken, what it reports or what we know better; in tenths, so that
     near equals take turns."""
-    busy, kv_used = entry.in_flight, 0.0
+    busy, full = entry.in_flight, 0.0
     if entry.status is not None:
         load = entry.status.load
-        busy, kv_used = max(busy, load.running + load.waiting), load.kv_used
+        busy = max(busy, load.running + load.waiting)
+        # an upstream's rate limit is in `load` alone
+        full = max(load.load, load.kv_used)
     limit = entry.descriptor.requests_max
-    return round(10 * max(busy / limit, kv_used)) if limit else 10 * busy
+    return round(10 * max(busy / limit, full)) if limit else 10 * busy

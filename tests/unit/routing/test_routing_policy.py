@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from aimo_node.domain.ids import Endpoint, ModelName, PeerId
 from aimo_node.domain.models import (
     Descriptor,
@@ -49,6 +51,14 @@ def test_requests_we_sent_count_before_the_provider_reports_them() -> None:
     for _ in range(3):
         table.begun(PeerId("a"))
     assert order(table) == ["b", "a"]
+
+
+@pytest.mark.parametrize("full", [Load(load=0.9), Load(kv_used=0.9)])
+def test_what_is_full_for_other_reasons_than_requests_comes_later(full: Load) -> None:
+    """An upstream near its rate limit, a key-value cache near its end."""
+    table = table_of(full=0, half=5)
+    table.report(RELAY, Status(PeerId("full"), 1, 2, Health.HEALTHY, full), 0.0)
+    assert order(table) == ["half", "full"]
 
 
 def test_equals_take_turns() -> None:
