@@ -17,11 +17,9 @@ from aimo_node.testing.engine_contract import eventually
 from providers import orphans
 from providers.orphans import Process, Run
 from providers.safeguard import clear_orphans
+from tests.integration.reaped_parent import start
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-from reaped_parent import start  # noqa: E402 (it lies beside this file)
-
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere ps tells less")
 
 
