@@ -199,7 +199,7 @@ LOCK_ENTRY = re.compile(
 )
 
 
-@pytest.mark.parametrize("lock", ["build", "runtime", "dev"])
+@pytest.mark.parametrize("lock", ["build", "runtime", "dev", "vllm"])
 def test_lock_pins_everything_by_hash_and_names_no_registry(lock: str) -> None:
     text = (ROOT / "scripts" / "locks" / f"{lock}.txt").read_text()
     header, _, body = text.partition("\n")

@@ -31,8 +31,8 @@ ANSWER: Final = tuple(f"word{number} " for number in range(10))
 TOKEN_SECONDS: Final = 0.01
 CONTEXT_TOKENS: Final = 1024
 CORE_POLL_SECONDS: Final = 0.02
-WATCHDOG_SECONDS: Final = 0.5
-"""The real one takes up to five seconds to notice that its engine core is dead."""
+WATCHDOG_SECONDS: Final = 5.0
+"""The real one takes up to so long to notice that its engine core is dead, and ends then."""
 
 START_LOG: Final = Path(__file__).with_name("vllm_start.log")
 """What the real one printed when it started."""

@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import psutil
 import pytest
 import trio
 
@@ -154,22 +155,50 @@ def start_parent(folder, python):
     )
 
 
-async def killed_node(folder, python):
+async def killed_node(folder, python, *, with_reaper=False):
     """Start a node and kill it at once; the processes its engine consisted of."""
     parent = start_parent(folder, python)
     try:
         with parent.stderr as output:
             assert await trio.to_thread.run_sync(output.readline) == b"ready\n"
+        if with_reaper:
+            (reaper,) = reapers_of(folder)
+            reaper.suspend()  # so that it cannot act before it is killed
+            parent.kill()
+            reaper.kill()
+            return []
         return family(folder)
     finally:
         parent.kill()
         parent.wait()
 
 
+def reapers_of(folder):
+    return [
+        one
+        for one in psutil.process_iter(["cmdline"])
+        if "providers.reaper" in (one.info["cmdline"] or [])
+        and str(folder / "vllm.run") in one.info["cmdline"]
+    ]
+
+
 async def test_killed_node_leaves_no_process_no_socket_and_no_run_file(folder, python):
     assert len(await killed_node(folder, python)) == 3
     await eventually(lambda: working_in(folder) == [], "all processes are gone")
     await eventually(lambda: traces_in(folder) == [], "and all they left")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere such a child dies a little later")
+async def test_node_killed_with_its_reaper_leaves_no_process_and_the_next_one_clears_up(
+    folder, python
+):
+    """The kernel itself ends the group; a socket it cannot remove."""
+    await killed_node(folder, python, with_reaper=True)
+    await eventually(lambda: working_in(folder) == [], "all processes are gone")
+    assert traces_in(folder) == ["vllm.run", "vllm.sock", "vllm.tmp"]
+    async with running(made(folder, python)) as engine:
+        assert (await answer(engine, request())).written == SAID
+    assert traces_in(folder) == []
 
 
 async def test_orphans_of_an_earlier_run_are_ended_before_the_next(folder, python):
