@@ -72,12 +72,15 @@ class SocketPump:
         last = -math.inf
         with self._selector:
             while True:
-                await trio.lowlevel.wait_readable(self._selector)
+                await trio.lowlevel.wait_readable(self._selector.fileno())
                 now = trio.current_time()
                 read = await self._turn()
                 busy = now - last < GATHER_SECONDS
                 while busy and read:
-                    await trio.sleep(GATHER_SECONDS if read < MUCH_BYTES else 0)
+                    if read < MUCH_BYTES:
+                        await _nap(GATHER_SECONDS)
+                    else:
+                        await trio.lowlevel.checkpoint()
                     read = await self._turn()
                 last = trio.current_time()
 
@@ -111,6 +114,20 @@ class SocketPump:
             reading.live = False
             self._selector.unregister(reading.connection)
             reading.over.set()
+
+
+async def _nap(seconds: float) -> None:
+    """`trio.sleep` at two thirds of the price: its time's end is no exception in the task."""
+    task = trio.lowlevel.current_task()
+
+    def wake(_raise_cancel: object) -> trio.lowlevel.Abort:
+        trio.lowlevel.reschedule(task)
+        return trio.lowlevel.Abort.FAILED
+
+    with trio.CancelScope(deadline=trio.current_time() + seconds):
+        await trio.lowlevel.wait_task_rescheduled(wake)
+    # Whether it was the time or a cancellation from outside, `wake` does not know.
+    await trio.lowlevel.checkpoint_if_cancelled()
 
 
 _pumps: Final[trio.lowlevel.RunVar[SocketPump]] = trio.lowlevel.RunVar("socket pump")

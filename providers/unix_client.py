@@ -144,7 +144,7 @@ async def _connect(connection: socket.socket, path: str) -> None:
 async def _send(connection: socket.socket, data: bytes) -> None:
     left = memoryview(data)
     while left:
-        await trio.lowlevel.wait_writable(connection)
+        await trio.lowlevel.wait_writable(connection.fileno())
         left = left[connection.send(left) :]
 
 
@@ -155,7 +155,7 @@ async def _receive(connection: socket.socket) -> bytes:
         EngineFailed: the connection was lost.
     """
     while True:
-        await trio.lowlevel.wait_readable(connection)
+        await trio.lowlevel.wait_readable(connection.fileno())
         try:
             return connection.recv(RECEIVE_BYTES)
         except BlockingIOError:

@@ -258,6 +258,35 @@ async def test_lone_token_never_waits_and_quick_ones_gather(pair, mock_clock):
         nursery.cancel_scope.cancel()
 
 
+async def test_pump_that_is_cancelled_while_tokens_gather_stops(pair):
+    near, far = pair()
+    pump, enough = SocketPump(), trio.Event()
+    seen = 0
+
+    def take(received):
+        nonlocal seen
+        seen += 1
+        far.send(b"more")
+        if seen == 10:
+            enough.set()
+        return seen < 1000
+
+    async def reading():
+        with suppress(KeyError):  # the pump's selector is gone
+            await pump.pour(near, take)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reading)
+        async with trio.open_nursery() as engine:
+            engine.start_soon(pump.run)
+            far.send(b"go")
+            with trio.fail_after(SECONDS):
+                await enough.wait()
+            engine.cancel_scope.cancel()
+        assert seen < 20
+        nursery.cancel_scope.cancel()
+
+
 async def test_first_token_of_an_answer_does_not_wait_for_those_of_others(pair, path, mock_clock):
     near, far = pair()
     sink, flowing = RecordingSink(), trio.Event()
