@@ -11,6 +11,7 @@ from urllib.parse import SplitResult, urlsplit
 import structlog
 
 from aimo_node.errors import ConfigError
+from providers.child_environment import withhold
 
 API_KEY_BYTES_MAX: Final = 8192
 _OTHERS_MAY_READ: Final = stat.S_IRGRP | stat.S_IROTH
@@ -40,7 +41,7 @@ def split_endpoint(endpoint: str) -> tuple[str, str]:
 def read_key(file: Path | None, variable: str = "") -> str:
     """The key in `file`, or else in the environment; empty if neither is given.
 
-    A file that others may read is used, but the log says so.
+    A file that others may read is used, but the log says so. No child process inherits `variable`.
 
     Args:
         variable: name of an environment variable.
@@ -65,6 +66,7 @@ def read_key(file: Path | None, variable: str = "") -> str:
 
 
 def _key_in_environment(variable: str) -> str:
+    withhold(variable)
     key = os.environ.get(variable)
     if key is None:
         raise ConfigError(f"--api-key-env {variable}: there is no such environment variable")

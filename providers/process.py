@@ -19,6 +19,7 @@ from typing import Final, Protocol
 import trio
 
 from aimo_node.errors import EngineStartFailed
+from providers.child_environment import for_children
 from providers.safeguard import Safeguard, Traces, start_safeguard
 
 ANSWER_BYTES_MAX: Final = 4096
@@ -41,7 +42,7 @@ class Program(Protocol):
         """The command line."""
 
     def environment(self) -> dict[str, str]:
-        """All its environment variables."""
+        """All its environment variables; those with keys of engines are left out later."""
 
 
 class LogWriter(Protocol):
@@ -193,7 +194,7 @@ async def start_child(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd=program.folder,
-            env=program.environment(),
+            env=for_children(program.environment()),
             start_new_session=True,
         )
     except OSError as error:

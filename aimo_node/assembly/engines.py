@@ -14,6 +14,7 @@ from aimo_node.dispatch.hosting import EnginePlan
 from aimo_node.dispatch.parameters import OwnerLimits
 from aimo_node.domain.ids import ModelName, Role
 from aimo_node.ports.engine import Engine, EngineSettings
+from providers.child_environment import withhold
 
 ENGINE_FOLDER: Final = "engine"
 LABEL: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")
@@ -42,6 +43,9 @@ class EngineMaker:
         folder = self._folder / label
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         settings = self._engine_settings(section, folder)
+        if section.api_key_env:
+            # Here and not with the engine: another engine's child may start before it is made.
+            withhold(section.api_key_env)
 
         def make() -> Engine:
             from providers.registry import create_engine  # noqa: PLC0415 (an edge needs none)
