@@ -28,6 +28,9 @@ from aimo_node.testing import upstream_scripts as scripts
 from aimo_node.testing.upstream import Pause, Received, Script, StandInUpstream, Step, Whole
 
 ANSWER: Final = tuple(f"word{number} " for number in range(10))
+CONTINUED_AT: Final = 3
+"""Where the answer goes on if its beginning is given."""
+
 TOKEN_SECONDS: Final = 0.01
 CONTEXT_TOKENS: Final = 1024
 CORE_POLL_SECONDS: Final = 0.02
@@ -346,8 +349,9 @@ def _called(body: Mapping[str, Any], said: tuple[str, str]) -> Iterator[Step]:
 
 
 def _words(body: Mapping[str, Any]) -> tuple[tuple[str, ...], str]:
-    limit = body.get("max_tokens") or len(ANSWER)
-    return ANSWER[:limit], "length" if limit < len(ANSWER) else "stop"
+    words = ANSWER[CONTINUED_AT:] if body.get("continue_final_message") else ANSWER
+    limit = body.get("max_tokens") or len(words)
+    return words[:limit], "length" if limit < len(words) else "stop"
 
 
 def _fault(body: Mapping[str, Any]) -> str:

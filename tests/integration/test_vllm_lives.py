@@ -93,7 +93,9 @@ async def test_server_that_ends_in_peace_finishes_its_answers_and_refuses_new_on
 async def test_whoever_of_its_processes_is_killed_it_comes_back_and_leaves_no_orphan(
     folder, python, who, stream
 ):
-    async with running(made(folder, python)) as engine:
+    """A server without its core still answers, with status 503: it need not be probed for long."""
+    patient = RestartPolicy(delay_seconds=0.05, probe_every_seconds=0.2, probes_failed_max=1000)
+    async with running(made(folder, python, policy=patient)) as engine:
         before = family(folder)
         assert len(before) == 3
         if stream:
