@@ -20,6 +20,7 @@ from providers.openai_dialect import ask
 from providers.socket_pump import (
     GATHER_SECONDS,
     RECEIVE_BYTES,
+    STREAMS_MANY,
     TURN_BYTES,
     SocketPump,
     socket_pump,
@@ -255,6 +256,25 @@ async def test_lone_token_never_waits_and_quick_ones_gather(pair, mock_clock):
         mock_clock.jump(GATHER_SECONDS)
         await trio.testing.wait_all_tasks_blocked()
         assert seen[4:] == [b"56"]
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(("streams", "longer"), [(STREAMS_MANY - 1, 1), (STREAMS_MANY, 2)])
+async def test_tokens_of_many_slow_streams_gather_longer(pair, mock_clock, streams, longer):
+    pairs, seen = [pair() for _ in range(streams)], []
+    async with trio.open_nursery() as nursery:
+        for near, _ in pairs:
+            nursery.start_soon(read_until_closed, socket_pump(), near, seen)
+        for token in (b"1", b"2", b"3"):
+            pairs[0][1].send(token)
+            await trio.testing.wait_all_tasks_blocked()
+        assert seen == [b"1", b"2"]
+        mock_clock.jump(longer * GATHER_SECONDS * 0.99)
+        await trio.testing.wait_all_tasks_blocked()
+        assert seen == [b"1", b"2"]
+        mock_clock.jump(GATHER_SECONDS * 0.02)
+        await trio.testing.wait_all_tasks_blocked()
+        assert seen == [b"1", b"2", b"3"]
         nursery.cancel_scope.cancel()
 
 
