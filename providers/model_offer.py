@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -59,11 +59,15 @@ class Wish:
         return (self.model,) if self.model not in {"", EVERY_MODEL} else ()
 
 
-def on_trust(wish: Wish) -> Offer:
-    """The offer at an upstream that lists nothing; empty if the wish names no model."""
+def on_trust(wish: Wish, unlisted: Callable[[str], ListedModel] = ListedModel) -> Offer:
+    """The offer at an upstream that lists nothing; empty if the wish names no model.
+
+    Args:
+        unlisted: what is taken for granted of a model, by the upstream's name for it.
+    """
     if wish.models:
-        return {ModelName(name): ListedModel(own) for name, own in wish.models.items()}
-    return {ModelName(wish.served_name or name): ListedModel(name) for name in wish.names}
+        return {ModelName(name): unlisted(own) for name, own in wish.models.items()}
+    return {ModelName(wish.served_name or name): unlisted(name) for name in wish.names}
 
 
 def first_offer(wish: Wish, listed: Sequence[ListedModel]) -> Offer:

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-import structlog
 import trio
 
 from aimo_node.domain.ids import Endpoint
-from aimo_node.domain.models import Health, Load
+from aimo_node.domain.models import Health
 from aimo_node.errors import (
     ConfigError,
     EngineFailed,
@@ -26,7 +25,6 @@ from aimo_node.ports.engine import (
     EngineSettings,
     Progress,
 )
-from providers.admission import Admission
 from providers.arguments import EngineArguments, number_between
 from providers.copilot.api import CopilotApi
 from providers.copilot.catalogue import CHAT_PATH, CatalogueModel, choose, read_catalogue
@@ -37,6 +35,7 @@ from providers.copilot.refusal import CopilotError, read_object
 from providers.copilot.tokens import CopilotToken, Moment, TokenKeeper, read_clocks
 from providers.openai_dialect import ask
 from providers.openai_whole import WholeAnswer
+from providers.probed_engine import ProbedEngine
 from providers.upstream import ask_once
 
 REQUESTS_MAX_DEFAULT: Final = 16
@@ -44,14 +43,11 @@ PROBE_SECONDS: Final = 10.0
 PROBE_AGAIN_SECONDS: Final = 2.0
 """After a failure, so that the engine is healthy again soon after Copilot is."""
 
-PROBES_FAILED_MAX: Final = 6
 DOUBT_SECONDS: Final = 1.0
 """From a request that failed to the probe: many that fail together are one doubt."""
 
 START_RETRY_SECONDS: Final = 0.2
 NOT_LOGGED_IN: Final = "nobody is logged in to Copilot: run `aimo auth copilot`"
-
-_log: Final = structlog.get_logger()
 
 
 def create(settings: EngineSettings) -> CopilotEngine:
@@ -112,13 +108,15 @@ class CopilotPlan:
     probe_every_seconds: float = 300.0
 
 
-class CopilotEngine:
+class CopilotEngine(ProbedEngine):
     """See the module.
 
     Args:
         clocks: reads both clocks; tests let the machine sleep.
         connect: makes clients of GitHub and of Copilot; tests lead them elsewhere.
     """
+
+    name = "copilot"
 
     def __init__(
         self,
@@ -127,104 +125,57 @@ class CopilotEngine:
         clocks: Callable[[], Moment] = read_clocks,
         connect: Connect = connect,
     ) -> None:
+        super().__init__(plan.requests_max)
         self._plan = plan
         self._connect = connect
         self._keeper = TokenKeeper(self._fetch_token, clocks=clocks)
         self._api = CopilotApi(
             self._keeper, plan.editor, connect=connect, requests_max=plan.requests_max
         )
-        self._admission = Admission(plan.requests_max)
         self._models: dict[str, CatalogueModel] = {}
-        self._probes_failed = 0
         self._in_doubt = trio.Event()
-        self._alive = False
-        self._scope = trio.CancelScope()
-        self._requests: set[trio.CancelScope] = set()
-
-    async def run(self, ready: Callable[[], None], progress: Progress) -> None:
-        """Get a token and the list of models, then look after both until cancelled.
-
-        Raises:
-            EngineStartFailed: not logged in, no subscription, no such model, GitHub is away.
-        """
-        failure: EngineStartFailed | None = None
-        try:
-            with self._scope:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._keeper.run)
-                    try:
-                        self._models = await self._start(progress)
-                        self._alive = True
-                        ready()
-                        await self._probe_for_ever(ready)
-                    except EngineStartFailed as error:
-                        failure = error  # raised below, outside of the nursery's group
-                        nursery.cancel_scope.cancel()
-        finally:
-            self.kill()
-            with trio.move_on_after(1) as scope:
-                scope.shield = True
-                await self._api.aclose()
-        if failure is not None:
-            raise failure
 
     async def stream(self, request: EngineRequest, sink: AnswerSink) -> None:
         """See `Engine.stream`."""
-        if not self._alive:
-            raise EngineFailed("the engine is not running")
+        self._check_alive()
         model = self._models.get(request.model)
         if model is None:
             raise ModelNotFound(f"copilot does not serve {request.model} here")
         if request.endpoint is not Endpoint.CHAT:
             raise InvalidRequest("the copilot engine serves chat only")
-        with self._admission.request():
-            with trio.CancelScope() as scope:
-                self._requests.add(scope)
-                try:
-                    await self._ask(request, model, sink)
-                except EngineFailed:
-                    self._in_doubt.set()
-                    raise
-                finally:
-                    self._requests.discard(scope)
-            if scope.cancelled_caught:
-                raise EngineFailed("the engine was stopped")
-
-    async def count_tokens(self, request: EngineRequest) -> int:
-        """Not offered: Copilot has no call for it.
-
-        Raises:
-            EngineFailed: always.
-        """
-        raise EngineFailed(f"Copilot does not count the tokens of {request.model}")
+        with self._request():
+            try:
+                await self._ask(request, model, sink)
+            except EngineFailed:
+                self._in_doubt.set()
+                raise
 
     def capabilities(self) -> Capabilities:
         """Every model that is served, for the owner's edge alone."""
         models = tuple(model.info(name) for name, model in self._models.items())
-        return Capabilities("copilot", models, self._admission.requests_max, owner_only=True)
+        return Capabilities(self.name, models, self._admission.requests_max, owner_only=True)
 
     def health(self) -> Health:
         """DEGRADED when GitHub gives no new token or Copilot was silent, OFFLINE without a token
         that is worth sending, when Copilot stays silent, before `run` and after `kill`."""
-        if not self._alive or not self._keeper.usable or self._probes_failed >= PROBES_FAILED_MAX:
+        if not self._keeper.usable:
             return Health.OFFLINE
-        doubtful = self._probes_failed or self._keeper.failure is not None
-        return Health.DEGRADED if doubtful else Health.HEALTHY
+        health = super().health()
+        failing = self._keeper.failure is not None
+        return Health.DEGRADED if failing and health is Health.HEALTHY else health
 
-    def load(self) -> Load:
-        """Share of the places taken by this node."""
-        return self._admission.load()
-
-    async def drain(self) -> None:
-        """Return when no request is running; new ones raise `Draining`."""
-        await self._admission.drain()
-
-    def kill(self) -> None:
-        """Close every request's socket; idempotent."""
-        self._alive = False
-        self._scope.cancel()
-        for scope in self._requests:
-            scope.cancel()
+    async def _live(self, ready: Callable[[], None], progress: Progress) -> None:
+        """Also look after the token."""
+        failure: EngineStartFailed | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keeper.run)
+            try:
+                await super()._live(ready, progress)
+            except EngineStartFailed as error:
+                failure = error  # raised below, outside of the nursery's group
+                nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
 
     async def _ask(self, request: EngineRequest, model: CatalogueModel, sink: AnswerSink) -> None:
         body = {
@@ -258,14 +209,15 @@ class CopilotEngine:
             raise CopilotError(NOT_LOGGED_IN, final=True)
         return credential
 
-    async def _start(self, progress: Progress) -> dict[str, CatalogueModel]:
+    async def _start(self, progress: Progress) -> None:
         deadline = trio.current_time() + self._plan.start_seconds
         told = ""
         while True:
             try:
                 token = await self._keeper.first()
                 if token is not None:
-                    return choose(self._plan.wanted, await self._list_models())
+                    self._models = choose(self._plan.wanted, await self._list_models())
+                    return
                 failure = self._keeper.failure or CopilotError("GitHub does not answer")
             except EngineFailed as error:
                 failure = CopilotError(error.message)
@@ -282,26 +234,24 @@ class CopilotEngine:
             raise EngineFailed(f"Copilot's model list answers with HTTP status {status}")
         return read_catalogue(read_object(answer))
 
-    async def _probe_for_ever(self, ready: Callable[[], None]) -> None:
-        """Ask for the models now and then, and soon after a failure; new ones are offered."""
-        while True:
-            every = self._plan.probe_every_seconds
-            if self._probes_failed:
-                await trio.sleep(min(every, PROBE_AGAIN_SECONDS * self._probes_failed))
-            else:
-                with trio.move_on_after(every):
-                    await self._in_doubt.wait()
-                    await trio.sleep(DOUBT_SECONDS)
-            self._in_doubt = trio.Event()
-            healthy = self.health()
-            try:
-                models = choose(self._plan.wanted, await self._list_models())
-            except (EngineFailed, EngineStartFailed):
-                self._probes_failed += 1
-            else:
-                self._probes_failed = 0
-                if models != self._models:
-                    self._models = models
-                    ready()
-            if self.health() is not healthy:
-                _log.warning("engine.health", engine="copilot", health=self.health().text)
+    async def _pause(self) -> None:
+        """Probe now and then, and soon after a failure."""
+        every = self._plan.probe_every_seconds
+        if self._probes_failed:
+            await trio.sleep(min(every, PROBE_AGAIN_SECONDS * self._probes_failed))
+        else:
+            with trio.move_on_after(every):
+                await self._in_doubt.wait()
+                await trio.sleep(DOUBT_SECONDS)
+        self._in_doubt = trio.Event()
+
+    async def _probe(self) -> tuple[bool, bool]:
+        before = self._models
+        try:
+            self._models = choose(self._plan.wanted, await self._list_models())
+        except (EngineFailed, EngineStartFailed):
+            return False, False
+        return True, self._models != before
+
+    async def _aclose(self) -> None:
+        await self._api.aclose()
