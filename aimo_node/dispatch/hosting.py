@@ -14,7 +14,7 @@ from aimo_node.dispatch.parameters import OwnerLimits
 from aimo_node.dispatch.places import Place, Places
 from aimo_node.domain.ids import ModelName
 from aimo_node.domain.models import EngineInfo, EngineState, Health, Load, ModelInfo
-from aimo_node.errors import EngineFailed, EngineStartFailed, Overloaded
+from aimo_node.errors import ConfigError, EngineFailed, EngineStartFailed, Overloaded
 from aimo_node.ports.engine import AnswerSink, Capabilities, Engine, EngineRequest
 
 log = structlog.get_logger()
@@ -25,6 +25,7 @@ LOAD_SECONDS_MAX: Final = 600.0
 """How long a request waits for its model to be loaded: vLLM compiles for minutes."""
 DETAIL_CHARACTERS_MAX: Final = 500
 GIVEN_UP: Final = frozenset({EngineState.ERROR, EngineState.NOT_INSTALLED})
+_ENDED: Final = GIVEN_UP | {EngineState.STOPPING, EngineState.STOPPED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,7 @@ class HostedEngine:
     Attributes:
         plan: what was configured.
         detail: the latest news of its start, or why it was given up.
+        life: cancelled when it is removed.
     """
 
     def __init__(self, plan: EnginePlan, changed: Callable[[], None]) -> None:
@@ -63,13 +65,16 @@ class HostedEngine:
         self.detail = ""
         self.places = Places(plan.waiting_max)
         self.settled = trio.Event()
-        """Set once it runs or has failed for the first time."""
+        """Set once it runs, has failed or was unloaded for the first time."""
+        self.life = trio.CancelScope()
         self._changed = changed
         # The first one is made at once: wrong settings are to be seen before anything starts.
         self._next: Engine | None = plan.make()
         self._engine: Engine | None = None
         self._capabilities: Capabilities | None = None
         self._state = EngineState.STOPPED
+        self._loads = 0
+        self._is_over = False
         self._used_at = 0.0
         self._news = trio.Event()
         self._wanted = trio.Event()
@@ -104,7 +109,7 @@ class HostedEngine:
 
     def offered(self) -> tuple[ModelInfo, ...]:
         """The models that may be asked for now: it answers, or a request would load it."""
-        if self._capabilities is None or self._state in GIVEN_UP:
+        if self._capabilities is None or self._state in GIVEN_UP or self._is_over:
             return ()
         if self._state is EngineState.RUNNING:
             return self._capabilities.models if self._answers() else ()
@@ -157,29 +162,40 @@ class HostedEngine:
         self._used_at = trio.current_time()
         self._wanted.set()
 
-    async def wait_wanted(self) -> None:
-        """Return when somebody wants it loaded that is not."""
-        await self._wanted.wait()
+    async def wait_retry(self, seconds: float) -> None:
+        """Return after `seconds`, or when somebody wants it before.
+
+        What its owner unloads meanwhile is not tried by itself.
+        """
+        with trio.move_on_after(seconds):
+            await self._wanted.wait()
+        if self._state is EngineState.STOPPED:
+            await self._wanted.wait()
 
     async def load_now(self) -> None:
         """Load it for its owner.
 
         Raises:
-            EngineStartFailed: it cannot be loaded.
+            EngineStartFailed: it cannot be loaded, or was unloaded or removed meanwhile.
         """
-        if self._state in GIVEN_UP:
-            self.want()
-            await self._news.wait()
+        awaited = self._loads + (self._state in _ENDED)
+        self.want()
         while self._state is not EngineState.RUNNING:
-            if self._state in GIVEN_UP:
-                raise EngineStartFailed(self.detail)
-            self.want()
+            if self._is_over or (self._state in _ENDED and self._loads >= awaited):
+                has_failed = self._state in GIVEN_UP
+                raise EngineStartFailed(self.detail if has_failed else "it was unloaded meanwhile")
             await self._news.wait()
 
     async def unload_now(self) -> None:
         """Unload it for its owner; what it is answering may end in time."""
+        loads = self._loads
         self._unload.set()
+        if self._state in GIVEN_UP:
+            self._enter(EngineState.STOPPED, "unloaded")
+        # a request that came meanwhile may have it loaded again already
         while self._state is not EngineState.STOPPED and self._state not in GIVEN_UP:
+            if self._loads != loads:
+                return
             await self._news.wait()
 
     async def run(self) -> None:
@@ -192,6 +208,7 @@ class HostedEngine:
             while True:
                 await self._one_load()
                 self._enter(EngineState.STOPPED, "unloaded")
+                self.settled.set()
                 await self._wanted.wait()
         except EngineStartFailed as error:
             self._wanted = trio.Event()
@@ -199,40 +216,61 @@ class HostedEngine:
             self._enter(given_up, str(error))
             self.settled.set()
             raise
-        finally:
-            self._engine = None
-            if self._state not in GIVEN_UP:
-                self._state = EngineState.STOPPED
+
+    def end(self) -> None:
+        """Nobody runs it any more: who waits for it is told."""
+        self._is_over = True
+        self._enter(self._state if self._state in GIVEN_UP else EngineState.STOPPED, self.detail)
 
     async def _one_load(self) -> None:
         """From loading to the end of its use."""
-        engine = self._next if self._next is not None else self.plan.make()
-        self._next = None
+        self._loads += 1
         self._unload = trio.Event()
         self._enter(EngineState.STARTING, "")
+        engine = self._make()
         failure: EngineStartFailed | None = None
-        self._engine = engine
-        async with trio.open_nursery() as nursery:
 
-            async def look_after() -> None:
-                nonlocal failure
-                try:
-                    await engine.run(self._on_ready, self._on_progress)
-                except* EngineStartFailed as group:  # engines have nurseries of their own
-                    failure = first_of(group)
-                nursery.cancel_scope.cancel()
-
-            nursery.start_soon(look_after)
-            await self._until_unload()
-            self._wanted = trio.Event()
-            self._enter(EngineState.STOPPING, "")
-            with trio.move_on_after(UNLOAD_SECONDS):
-                while self._streams:
-                    self._quiet = trio.Event()
-                    await self._quiet.wait()
+        async def look_after() -> None:
+            nonlocal failure
+            failure = await self._life_of(engine)
             nursery.cancel_scope.cancel()
-        if failure is not None:
+
+        self._engine = engine
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(look_after)
+                await self._until_unload()
+                self._wanted = trio.Event()
+                self._enter(EngineState.STOPPING, "")
+                with trio.move_on_after(UNLOAD_SECONDS):
+                    while self._streams:
+                        self._quiet = trio.Event()
+                        await self._quiet.wait()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._engine = None
+        # one that dies while it is unloaded is unloaded
+        if failure is not None and self._state is not EngineState.STOPPING:
             raise failure
+
+    def _make(self) -> Engine:
+        engine, self._next = self._next, None
+        try:
+            return engine if engine is not None else self.plan.make()
+        except ConfigError as error:  # what was there at the start, such as a key file, is gone
+            raise EngineStartFailed(str(error)) from error
+
+    async def _life_of(self, engine: Engine) -> EngineStartFailed:
+        """Run it to its end, which is why it ended."""
+        failure: EngineStartFailed | None = None
+        try:
+            await engine.run(self._on_ready, self._on_progress)
+        except* EngineStartFailed as group:  # engines have nurseries of their own
+            failure = first_of(group)
+        except* Exception:  # the root of an engine, which may be somebody else's
+            log.exception("engine.crashed", engine=self.plan.label)
+            failure = EngineStartFailed("the engine crashed: the node's log says where")
+        return failure or EngineStartFailed("the engine ended by itself")
 
     async def _until_unload(self) -> None:
         """Return when its owner wants it unloaded, or nobody has wanted it for a while."""
@@ -253,11 +291,14 @@ class HostedEngine:
 
         Raises:
             EngineFailed: it cannot be loaded.
+            Overloaded: it was unloaded by its owner, and is not loaded on demand.
         """
         with trio.move_on_after(LOAD_SECONDS_MAX):
             while self._state is not EngineState.RUNNING:
                 if self._state in GIVEN_UP:
                     raise EngineFailed("the engine could not be loaded")
+                if not self.offered():  # its owner unloaded it while the request was queued
+                    raise Overloaded("the engine is not ready", retry_after_seconds=2)
                 self.want()
                 await self._news.wait()
         if self._engine is None or self._state is not EngineState.RUNNING:
@@ -268,7 +309,7 @@ class HostedEngine:
         return self._engine is not None and self._engine.health() is not Health.OFFLINE
 
     def _on_ready(self) -> None:
-        if self._engine is None:
+        if self._engine is None or self._state is EngineState.STOPPING:
             return
         before, self._capabilities = self._capabilities, self._engine.capabilities()
         self.places.resize(self._capabilities.requests_max)
@@ -280,7 +321,7 @@ class HostedEngine:
 
     def _on_progress(self, line: str, state: EngineState = EngineState.STARTING) -> None:
         log.info("engine.starting", engine=self.plan.label, progress=line, state=state.text)
-        if self._state is not EngineState.RUNNING:
+        if self._state not in {EngineState.RUNNING, EngineState.STOPPING}:
             self._enter(state, line)
 
     def _enter(self, state: EngineState, detail: str) -> None:

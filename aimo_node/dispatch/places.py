@@ -75,7 +75,8 @@ class Places:
     async def wait_idle(self) -> None:
         """Return when no request has a place or waits for one."""
         while self._running or self._queue:
-            self._idle = trio.Event()
+            if self._idle.is_set():
+                self._idle = trio.Event()
             await self._idle.wait()
 
     def left(self, place: Place, held_seconds: float | None) -> None:

@@ -66,7 +66,8 @@ class Offer:
     """What a provider offers at one moment.
 
     Attributes:
-        models: what may be asked for now; of engines that have one of the same name, the first.
+        models: what may be asked for now; of engines that have one of the same name, that of the
+            first that has it loaded.
         kinds: of its engines, each once, separated by commas.
     """
 
@@ -88,7 +89,6 @@ class ProviderService:
         self._own = own
         self._metrics = metrics
         self._engines: dict[str, HostedEngine] = {}
-        self._scopes: dict[str, trio.CancelScope] = {}
         self._nursery: trio.Nursery | None = None
         self._listeners: list[Callable[[], None]] = []
         self._draining = False
@@ -123,16 +123,10 @@ class ProviderService:
         engine = self._engines.pop(label, None)
         if engine is None:
             return False
-        scope = self._scopes.pop(label, None)
-        if scope is not None and self._nursery is not None:
-            self._nursery.start_soon(self._retire, engine, scope)
+        if self._nursery is not None:
+            self._nursery.start_soon(_retire, engine)
         self._changed()
         return True
-
-    async def _retire(self, engine: HostedEngine, scope: trio.CancelScope) -> None:
-        with trio.move_on_after(RETIRE_SECONDS):
-            await engine.places.wait_idle()
-        scope.cancel()
 
     async def run(self) -> None:
         """Keep every engine alive until cancelled.
@@ -158,26 +152,31 @@ class ProviderService:
     async def _keep(self, engine: HostedEngine) -> None:
         """One engine's life; what was given up is tried again while others serve."""
         delay = RETRY_SECONDS
-        with trio.CancelScope() as scope:
-            self._scopes[engine.plan.label] = scope
-            while True:
-                started = trio.current_time()
-                try:
-                    await engine.run()
-                except EngineStartFailed as error:
-                    if engine.plan.essential and not self._anybody_left():
-                        raise
-                    if trio.current_time() - started > RETRY_SECONDS_MAX:
-                        delay = RETRY_SECONDS  # it had lived
-                    log.warning(
-                        "engine.given_up",
-                        engine=engine.plan.label,
-                        reason=str(error),
-                        retry_in_seconds=delay,
-                    )
-                with trio.move_on_after(delay):
-                    await engine.wait_wanted()
-                delay = min(RETRY_SECONDS_MAX, delay * 2)
+        try:
+            with engine.life:
+                while True:
+                    delay = await self._until_given_up(engine, delay)
+        finally:
+            engine.end()
+
+    async def _until_given_up(self, engine: HostedEngine, delay: float) -> float:
+        """Run it, and wait until it may be tried again; returns the next delay in seconds."""
+        started = trio.current_time()
+        try:
+            await engine.run()
+        except EngineStartFailed as error:
+            if engine.plan.essential and not self._anybody_left():
+                raise
+            if trio.current_time() - started > RETRY_SECONDS_MAX:
+                delay = RETRY_SECONDS  # it had lived
+            log.warning(
+                "engine.given_up",
+                engine=engine.plan.label,
+                reason=str(error),
+                retry_in_seconds=delay,
+            )
+        await engine.wait_retry(delay)
+        return min(RETRY_SECONDS_MAX, delay * 2)
 
     def _anybody_left(self) -> bool:
         essential = [engine for engine in self.engines if engine.plan.essential]
@@ -194,7 +193,7 @@ class ProviderService:
         """
         shown = [engine for engine in self.engines if to_owner or not engine.owner_only]
         models: dict[ModelName, ModelInfo] = {}
-        for engine in shown:
+        for engine in _loaded_first(shown):
             for model in engine.offered():
                 models.setdefault(model.name, model)
         if len(models) > limits.DESCRIPTOR_MODELS_MAX and not self._is_too_much:
@@ -245,7 +244,8 @@ class ProviderService:
     async def wait_idle(self) -> None:
         """Return when no request is running."""
         while self.running:
-            self._idle = trio.Event()
+            if self._idle.is_set():
+                self._idle = trio.Event()
             await self._idle.wait()
 
     async def handle(self, incoming: IncomingRequest) -> None:
@@ -330,11 +330,21 @@ class ProviderService:
         return engine, model, request
 
     def _find(self, name: ModelName, asked_by: PeerId) -> tuple[HostedEngine, ModelInfo]:
-        for engine in self.engines:
+        for engine in _loaded_first(self.engines):
             model = engine.model(name)
             if model is not None and (not engine.owner_only or asked_by == self._own):
                 return engine, model
         raise ModelNotFound(f"this provider does not serve {name!r}", param="model")
+
+
+async def _retire(engine: HostedEngine) -> None:
+    with trio.move_on_after(RETIRE_SECONDS):
+        await engine.places.wait_idle()
+    engine.life.cancel()
+
+
+def _loaded_first(engines: Sequence[HostedEngine]) -> Sequence[HostedEngine]:
+    return sorted(engines, key=lambda engine: engine.state is not EngineState.RUNNING)
 
 
 _STATES_BEST_FIRST: Final = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ import trio
 
 from aimo_node.dispatch.hosting import EnginePlan
 from aimo_node.dispatch.parameters import OwnerLimits
-from aimo_node.dispatch.serving import RETRY_SECONDS, ProviderService
+from aimo_node.dispatch.serving import RETIRE_SECONDS, RETRY_SECONDS, ProviderService
 from aimo_node.domain.answer import Finish
 from aimo_node.domain.ids import ContentType, Endpoint, PeerId, RequestId
 from aimo_node.domain.models import EngineState, Health
@@ -23,6 +23,7 @@ from aimo_node.errors import (
     InvalidRequest,
     ModelNotFound,
     Overloaded,
+    RequestTimeout,
 )
 from aimo_node.ports.engine import Capabilities, Progress
 from aimo_node.telemetry.metrics import NodeMetrics
@@ -298,3 +299,132 @@ async def test_an_engine_added_at_run_time_never_ends_the_node(autojump_clock: o
         await trio.sleep(10_000)
         assert engine.state is EngineState.ERROR
         nursery.cancel_scope.cancel()
+
+
+async def test_of_two_with_the_same_model_the_first_that_has_it_loaded_answers(
+    autojump_clock: object,
+) -> None:
+    made = service()
+    for label in ("a", "b"):
+        made.add(
+            EnginePlan(label, "fake", lambda own=label: FakeEngine("m", answer=(own,)), 3_600.0)
+        )
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(made.run)
+        await made.wait_settled()
+
+        async def answered_by() -> str:
+            incoming = Incoming("m")
+            await made.handle(incoming)
+            return incoming.answer
+
+        assert await answered_by() == "a"
+        await made.engines[0].unload_now()
+        assert made.offer().models[0].state is EngineState.RUNNING
+        assert await answered_by() == "b"
+        await made.engines[1].unload_now()
+        assert await answered_by() == "a", "it is loaded"
+        nursery.cancel_scope.cancel()
+
+
+class Slow(FakeEngine):
+    """Never gets ready."""
+
+    async def run(self, ready: Callable[[], None], progress: Progress) -> None:
+        progress("loading")
+        await trio.sleep_forever()
+
+
+async def test_who_waits_for_an_engine_that_is_removed_is_told(autojump_clock: object) -> None:
+    made = service()
+    kinds: list[type[FakeEngine]] = [Slow, FakeEngine]
+    plan = EnginePlan("a", "fake", lambda: kinds.pop()("one"), idle_seconds=10, essential=False)
+    engine = made.add(plan)
+    refused: list[Exception] = []
+
+    async def in_vain(what: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await what()
+        except (Overloaded, EngineStartFailed) as error:
+            refused.append(error)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(made.run)
+        await engine.settled.wait()
+        await trio.sleep(11)
+        with trio.fail_after(RETIRE_SECONDS + 1):
+            async with trio.open_nursery() as waiting:
+                waiting.start_soon(in_vain, lambda: made.handle(Incoming("one")))
+                waiting.start_soon(in_vain, engine.load_now)
+                await trio.testing.wait_all_tasks_blocked()
+                assert engine.state is EngineState.STARTING
+                made.remove("a")
+            await engine.unload_now()
+        assert len(refused) == 2
+        nursery.cancel_scope.cancel()
+
+
+async def test_an_engine_that_is_removed_at_once_never_runs(autojump_clock: object) -> None:
+    made = service()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(made.run)
+        await trio.testing.wait_all_tasks_blocked()
+        fake = FakeEngine("one")
+        engine = made.add(plan("a", fake, essential=False))
+        made.remove("a")
+        await trio.sleep(1)
+        assert (engine.state, fake.health()) == (EngineState.STOPPED, Health.OFFLINE)
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_its_owner_unloads_is_not_tried_again(autojump_clock: object) -> None:
+    made = service()
+    Broken.failures = 1
+    made.add(plan("a", Broken("one")))
+    made.add(plan("b", FakeEngine("two")))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(made.run)
+        await made.wait_settled()
+        await made.engines[0].unload_now()
+        assert made.engines[0].state is EngineState.STOPPED
+        await trio.sleep(10_000)
+        assert made.engines[0].state is EngineState.STOPPED
+        await made.engines[0].load_now()
+        assert made.engines[0].state is EngineState.RUNNING
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_deadline_in_the_queue_frees_the_ticket(autojump_clock: object) -> None:
+    made = service()
+    engine = FakeEngine("one", requests_max=1)
+    made.add(plan("a", engine, waiting_max=1))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(made.run)
+        await made.wait_settled()
+        engine.hold()
+        nursery.start_soon(made.handle, Incoming("one"))
+        await trio.testing.wait_all_tasks_blocked()
+        hurried = Incoming("one")
+        hurried.deadline_ms = 5_000
+        with pytest.raises(RequestTimeout):
+            await made.handle(hurried)
+        assert (made.load().running, made.load().waiting, made.running) == (1, 0, 1)
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_last_of_several_that_fails_ends_the_provider(autojump_clock: object) -> None:
+    """The first to fail leaves the others their time to start."""
+    made = service()
+
+    class Later(Broken):
+        async def run(self, ready: Callable[[], None], progress: Progress) -> None:
+            await trio.sleep(100)
+            await super().run(ready, progress)
+
+    Broken.failures = Later.failures = 1_000_000
+    made.add(plan("a", Broken()))
+    made.add(plan("b", Later()))
+    started = trio.current_time()
+    with pytest.raises(EngineStartFailed, match="out of GPU memory"), flat():
+        await made.run()
+    assert trio.current_time() - started == pytest.approx(100)

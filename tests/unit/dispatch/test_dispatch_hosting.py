@@ -12,8 +12,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from aimo_node.dispatch.hosting import EnginePlan, HostedEngine
 from aimo_node.domain.ids import Endpoint, ModelName, RequestId
-from aimo_node.domain.models import EngineState, Health
-from aimo_node.errors import EngineFailed, EngineStartFailed, Overloaded
+from aimo_node.domain.models import EngineState, Health, Load
+from aimo_node.errors import ConfigError, EngineFailed, EngineStartFailed, Overloaded
 from aimo_node.ports.engine import Capabilities, EngineRequest, Progress
 from aimo_node.testing.fake_engine import FAKE_ANSWER, FakeEngine
 from aimo_node.testing.recording_sink import RecordingSink
@@ -256,3 +256,169 @@ async def test_capabilities_that_change_are_offered(autojump_clock: object) -> N
         assert [model.name for model in engine.offered()] == ["other"]
         assert engine.places.limit == 9
         assert engine.owner_only
+
+
+async def test_unloading_returns_though_a_request_has_it_loaded_again(
+    autojump_clock: object,
+) -> None:
+    maker = Maker()
+    async with hosted(maker, idle_seconds=60) as (engine, _), trio.open_nursery() as nursery:
+        maker.made[0].hold()
+        nursery.start_soon(ask, engine)
+        await wait_all_tasks_blocked()
+        with trio.fail_after(2 * LOAD_SECONDS):
+            async with trio.open_nursery() as unloading:
+                unloading.start_soon(engine.unload_now)
+                await wait_all_tasks_blocked()
+                unloading.start_soon(ask, engine)
+                await wait_all_tasks_blocked()
+                maker.made[0].release()
+        assert len(maker.made) == 2
+
+
+@pytest.mark.parametrize("at_seconds", [0.0, 1.0, LOAD_SECONDS - 1, LOAD_SECONDS + 1])
+async def test_unloading_twice_returns_twice_whenever(
+    at_seconds: float, autojump_clock: object
+) -> None:
+    """While it starts, runs and is unloaded already; its start counts as settled then."""
+    engine = HostedEngine(EnginePlan("fake", "fake", Maker()), lambda: None)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(engine.run)
+        await wait_all_tasks_blocked()
+        await trio.sleep(at_seconds)
+        with trio.fail_after(1):
+            async with trio.open_nursery() as both:
+                both.start_soon(engine.unload_now)
+                both.start_soon(engine.unload_now)
+            await engine.unload_now()
+            await engine.settled.wait()
+        assert engine.state is EngineState.STOPPED
+        nursery.cancel_scope.cancel()
+
+
+async def test_requests_in_the_queue_do_not_undo_what_the_owner_unloads(
+    autojump_clock: object,
+) -> None:
+    maker = Maker()
+    async with hosted(maker) as (engine, _), trio.open_nursery() as nursery:
+        maker.made[0].hold()
+        refused: list[Overloaded] = []
+
+        async def ask_in_vain() -> None:
+            with pytest.raises(Overloaded, match="not ready") as caught:
+                await ask(engine)
+            refused.append(caught.value)
+
+        for _ in range(2):
+            nursery.start_soon(ask, engine)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(ask_in_vain)
+        nursery.start_soon(ask_in_vain)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(engine.unload_now)
+        await wait_all_tasks_blocked()
+        maker.made[0].release()
+        await trio.sleep(LOAD_SECONDS * 2)
+        assert engine.state is EngineState.STOPPED
+        assert (len(refused), len(maker.made)) == (2, 1)
+        assert engine.load().running == engine.load().waiting == 0
+
+
+async def test_loading_is_given_up_when_it_is_unloaded_meanwhile(autojump_clock: object) -> None:
+    maker = Maker()
+    async with hosted(maker) as (engine, _):
+        await engine.unload_now()
+        async with trio.open_nursery() as nursery:
+
+            async def load_in_vain() -> None:
+                with pytest.raises(EngineStartFailed, match="unloaded meanwhile"):
+                    await engine.load_now()
+
+            nursery.start_soon(load_in_vain)
+            await wait_all_tasks_blocked()
+            await engine.unload_now()
+        assert (engine.state, len(maker.made)) == (EngineState.STOPPED, 2)
+
+
+async def test_an_engine_that_is_unloaded_stays_so_whatever_it_says(
+    autojump_clock: object,
+) -> None:
+    """Its server is restarted, or its models change, while it may finish its answers."""
+    maker = Maker()
+    async with hosted(maker) as (engine, _), trio.open_nursery() as nursery:
+        made = maker.made[0]
+        made.hold()
+        nursery.start_soon(ask, engine)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(engine.unload_now)
+        await wait_all_tasks_blocked()
+        made.revive()
+        assert engine.state is EngineState.STOPPING
+        made.release()
+        await wait_all_tasks_blocked()
+        assert engine.state is EngineState.STOPPED
+        assert engine.load() == Load(), "nothing is left of its numbers"
+
+
+class Buggy(FakeEngine):
+    """What a plug-in may do."""
+
+    async def run(self, ready: Callable[[], None], progress: Progress) -> None:
+        ready()
+        raise ExceptionGroup("of its own", [KeyError("no"), ExceptionGroup("", [ValueError("x")])])
+
+
+class Leaving(FakeEngine):
+    """Returns though nobody told it to."""
+
+    async def run(self, ready: Callable[[], None], progress: Progress) -> None:
+        ready()
+
+
+class Both(FakeEngine):
+    """Fails in an orderly way, and its own nursery has more to say."""
+
+    async def run(self, ready: Callable[[], None], progress: Progress) -> None:
+        failed = ExceptionGroup("", [EngineStartFailed("no CUDA", not_installed=True)])
+        raise ExceptionGroup("of its own", [failed])
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "state"),
+    [
+        (Buggy, "crashed", EngineState.ERROR),
+        (Leaving, "ended by itself", EngineState.ERROR),
+        (Both, "no CUDA", EngineState.NOT_INSTALLED),
+    ],
+)
+async def test_whatever_ends_an_engine_it_is_given_up_and_the_node_lives(
+    kind: type[FakeEngine], words: str, state: EngineState
+) -> None:
+    engine = HostedEngine(EnginePlan("fake", "fake", lambda: kind("m")), lambda: None)
+    with pytest.raises(EngineStartFailed, match=words):
+        await engine.run()
+    assert engine.state is state
+
+
+async def test_settings_that_work_no_longer_are_a_failed_start(autojump_clock: object) -> None:
+    """A key file was there when the node started, and is gone when the model is loaded again."""
+    made = [FakeEngine("m")]
+
+    def make() -> FakeEngine:
+        if not made:
+            raise ConfigError("key.txt cannot be read")
+        return made.pop()
+
+    engine = HostedEngine(EnginePlan("fake", "fake", make, idle_seconds=10), lambda: None)
+
+    async def run_until_given_up() -> None:
+        with pytest.raises(EngineStartFailed, match="key.txt cannot be read"):
+            await engine.run()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run_until_given_up)
+        await engine.settled.wait()
+        await trio.sleep(11)
+        with pytest.raises(EngineFailed, match="could not be loaded"):
+            await ask(engine)
+    assert engine.state is EngineState.ERROR

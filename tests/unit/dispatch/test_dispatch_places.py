@@ -114,3 +114,31 @@ async def test_newcomers_do_not_overtake_the_queue(autojump_clock: object) -> No
     first.leave()  # the place is the second one's from now on, though it has not looked yet
     assert places.take().position == 1
     await second.wait()
+
+
+async def test_fewer_places_let_nobody_in_until_enough_have_left(autojump_clock: object) -> None:
+    """The engine was loaded again, and serves fewer at a time than before."""
+    places = Places(waiting_max=2, limit=3)
+    held = [places.take() for _ in range(3)]
+    places.resize(1)
+    waiting = places.take()
+    held.pop().leave()
+    held.pop().leave()
+    assert (places.running, places.waiting) == (1, 1)
+    held.pop().leave()
+    await waiting.wait()
+    assert (places.running, places.waiting) == (1, 0)
+
+
+async def test_everybody_who_waits_for_the_end_is_told(autojump_clock: object) -> None:
+    places = Places(waiting_max=0, limit=1)
+    place = places.take()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(places.wait_idle)
+        nursery.start_soon(places.wait_idle)
+        await wait_all_tasks_blocked()
+        place.leave()
+        with trio.fail_after(1):
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.deadline = trio.current_time() + 1
+    assert not nursery.cancel_scope.cancelled_caught
