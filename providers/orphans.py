@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,9 @@ RUN_FILE_BYTES_MAX: Final = 65_536
 _PROC: Final = Path("/proc")
 _STAT: Final = _PROC / "self" / "stat"
 _DELETED: Final = " (deleted)"
+
+_SHARED: Final = re.compile(r" (/dev/shm/(?:psm_|sem\.mp-)[\w-]+)$", re.MULTILINE)
+"""As Python's multiprocessing names what it makes; no two programs share such a name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,19 @@ def kill(run: Run) -> bool:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(number, signal.SIGKILL)
     return bool(found)
+
+
+def shared_memory(run: Run) -> tuple[str, ...]:
+    """The segments of shared memory that a run has made for itself; blocks for some milliseconds.
+
+    They have names, and whoever is killed leaves them behind until the machine is started anew.
+    """
+    found: set[str] = set()
+    for number in members(run):
+        with contextlib.suppress(OSError):
+            text = (_PROC / str(number) / "maps").read_text(encoding="utf-8", errors="replace")
+            found |= set(_SHARED.findall(text))
+    return tuple(sorted(found))
 
 
 def remove_traces(run: Run, run_file: Path) -> None:

@@ -113,6 +113,11 @@ class ChildProcess:
         """
         self._safeguard = await start_safeguard(self.pid, folder, traces)
 
+    async def note_shared_memory(self) -> None:
+        """Have the shared memory that it has made by now removed in the end, too."""
+        if self._safeguard is not None:
+            await self._safeguard.note_shared_memory()
+
     async def read_answer(self) -> str:
         """The one line it says about its start; empty if it ends without."""
         assert self._process.stdout is not None  # noqa: S101 (start_child made a pipe)

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from providers.orphans import Run, decode, kill, remove_traces
+from providers.orphans import Run, decode, kill, read_run, remove_traces
 
 PATIENCE_SECONDS: Final = 30.0
 """A process that holds a hundred gigabytes takes its time to disappear."""
@@ -33,7 +33,9 @@ def main() -> None:
         sys.exit("this program is started by a node")
     while sys.stdin.buffer.read(4096):
         pass
-    clear_away(run, Path(sys.argv[1]))
+    run_file = Path(sys.argv[1])
+    latest = read_run(run_file)  # the node may have learnt more since
+    clear_away(latest if latest and latest.leader == run.leader else run, run_file)
 
 
 def clear_away(run: Run, run_file: Path) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -22,6 +23,7 @@ from providers.orphans import (
     process,
     read_run,
     remove_traces,
+    shared_memory,
     write_run,
 )
 
@@ -82,6 +84,13 @@ class Safeguard:
         )
         assert self._reaper.stdin is not None  # noqa: S101 (we made a pipe)
         await self._reaper.stdin.send_all(encode(self.run))
+
+    async def note_shared_memory(self) -> None:
+        """Write down what the child has made by now, to be removed with the rest."""
+        found = await trio.to_thread.run_sync(shared_memory, self.run)
+        self.run = replace(self.run, paths=tuple(dict.fromkeys((*self.run.paths, *found))))
+        with contextlib.suppress(OSError):  # a full disk is no reason not to serve
+            write_run(self.run, self._run_file)
 
     async def stay(self) -> NoReturn:
         """Start another reaper whenever somebody kills it, until cancelled."""

@@ -161,6 +161,7 @@ class VllmChild:
             nursery.start_soon(wait_for_its_end)
             nursery.start_soon(self._watch_download, progress)
             self._refusal = await self._until_it_answers(progress)
+            await child.note_shared_memory()
             nursery.cancel_scope.cancel()
         self._progress = None
         return ending or self._refusal

@@ -15,12 +15,16 @@ from providers.process import Farewell, start_child
 from providers.safeguard import Traces
 
 CHILD = """
-import os, signal, socket, subprocess, sys, time
+import mmap, os, signal, socket, subprocess, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 socket.socket(socket.AF_UNIX).bind("engine.sock")
 os.mkdir("sockets")
 open("sockets/one", "w").close()
 grandchild = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"])
+if os.path.isdir("/dev/shm"):
+    shared = open(f"/dev/shm/psm_aimo-{os.getpid()}", "w+b")
+    shared.truncate(4096)
+    mapped = mmap.mmap(shared.fileno(), 4096)
 print(grandchild.pid, flush=True)
 time.sleep(600)
 """
@@ -51,7 +55,9 @@ async def start(folder, grace_seconds=0.0):
     """The child and the number of its grandchild."""
     traces = Traces(folder / "engine.run", (folder / "engine.sock", folder / "sockets"))
     child = await start_child(Stubborn(folder), Nowhere(), Farewell(grace_seconds, traces))
-    return child, int(await child.read_answer())
+    grandchild = int(await child.read_answer())
+    await child.note_shared_memory()
+    return child, grandchild
 
 
 async def main():

@@ -78,6 +78,11 @@ async def killed_node(folder, also_reaper=False):
                 os.kill(number, signal.SIGKILL)
 
 
+def memory_of(pid):
+    """The shared memory that a child made, where the system shows it."""
+    return Path(f"/dev/shm/psm_aimo-{pid}")
+
+
 def traces_in(folder):
     return sorted(path.name for path in folder.iterdir())
 
@@ -88,16 +93,19 @@ async def test_killed_node_leaves_no_process_and_no_file(folder):
         await eventually(lambda: not is_alive(grandchild), "and its own child")
         await eventually(lambda: not traces_in(folder), "and every file")
         await eventually(lambda: not reapers_of(folder), "and the reaper")
+        assert not memory_of(child).exists()
 
 
 async def test_next_start_clears_away_what_node_and_reaper_could_not(folder):
     async with killed_node(folder, also_reaper=True) as (child, grandchild):
         assert is_alive(child)
+        assert memory_of(child).exists()
         assert traces_in(folder) == ["engine.run", "engine.sock", "sockets"]
         with trio.fail_after(30):
             await clear_orphans(folder / "engine.run", "test")
         assert not is_alive(child)
         assert not is_alive(grandchild)
+        assert not memory_of(child).exists()
         assert traces_in(folder) == []
 
 
@@ -120,6 +128,7 @@ async def test_ended_child_leaves_nothing_and_its_reaper_goes_too(folder):
     assert not is_alive(grandchild)
     assert traces_in(folder) == []
     assert reapers_of(folder) == []
+    assert not memory_of(child.pid).exists()
 
 
 async def test_child_that_ignores_sigterm_is_killed_after_its_grace(folder):

@@ -206,6 +206,38 @@ async def salted_caches(engine, place):
     assert engine.load().first_token_seconds > 0
 
 
+async def cancelling(engine, place):
+    """By the engine's own running count."""
+
+    async def generating():
+        _, metrics = await ask_once(UnixUpstream(place / "state" / "vllm.sock"), "/metrics")
+        return int(
+            float(re.search(rb"^vllm:num_requests_running\{.*\} (\S+)", metrics, re.MULTILINE)[1])
+        )
+
+    started = time.perf_counter()
+    sink = await answer(engine, request(STORY, max_tokens=900, ignore_eos=True))
+    rate = sink.end.usage.completion_tokens / (time.perf_counter() - started)
+    slowest_close = slowest_stop = 0.0
+    for stream in (True, False, True):
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                asked = request(STORY, stream=stream, max_tokens=950, ignore_eos=True)
+                nursery.start_soon(engine.stream, asked, RecordingSink())
+            await eventually_async(generating, 4)
+            began = trio.current_time()
+            nursery.cancel_scope.cancel()
+        # The sockets are closed when the streams have returned.
+        slowest_close = max(slowest_close, trio.current_time() - began)
+        with trio.fail_after(1):
+            await eventually_async(generating, 0)
+        slowest_stop = max(slowest_stop, trio.current_time() - began)
+    sys.stderr.write(
+        f"{rate:.0f} tokens/s alone; sockets closed in {1000 * slowest_close:.1f} ms, "
+        f"generation stopped in {1000 * slowest_stop:.0f} ms at most\n"
+    )
+
+
 CHECKS = [
     offer,
     adapters,
@@ -216,6 +248,7 @@ CHECKS = [
     completions,
     refusals,
     salted_caches,
+    cancelling,
 ]
 
 
@@ -226,40 +259,6 @@ async def test_one_engine_does_all_it_offers(place, subtests):
         for check in CHECKS:
             with subtests.test(check.__name__):
                 await check(engine, place)
-
-
-async def test_cancelled_requests_stop_within_a_second(place):
-    async with running(made(place, requests_max=8)) as engine:
-
-        async def generating():
-            _, metrics = await ask_once(UnixUpstream(place / "state" / "vllm.sock"), "/metrics")
-            return int(
-                float(
-                    re.search(rb"^vllm:num_requests_running\{.*\} (\S+)", metrics, re.MULTILINE)[1]
-                )
-            )
-
-        started = time.perf_counter()
-        sink = await answer(engine, request(STORY, max_tokens=900, ignore_eos=True))
-        rate = sink.end.usage.completion_tokens / (time.perf_counter() - started)
-        slowest_close = slowest_stop = 0.0
-        for stream in (True, False, True):
-            async with trio.open_nursery() as nursery:
-                for _ in range(4):
-                    asked = request(STORY, stream=stream, max_tokens=950, ignore_eos=True)
-                    nursery.start_soon(engine.stream, asked, RecordingSink())
-                await eventually_async(generating, 4)
-                began = trio.current_time()
-                nursery.cancel_scope.cancel()
-            # The sockets are closed when the streams have returned.
-            slowest_close = max(slowest_close, trio.current_time() - began)
-            with trio.fail_after(1):
-                await eventually_async(generating, 0)
-            slowest_stop = max(slowest_stop, trio.current_time() - began)
-    sys.stderr.write(
-        f"{rate:.0f} tokens/s alone; sockets closed in {1000 * slowest_close:.1f} ms, "
-        f"generation stopped in {1000 * slowest_stop:.0f} ms at most\n"
-    )
 
 
 async def test_pooling_model_embeds(place):
