@@ -212,6 +212,7 @@ class VllmEngine:
 def _body(request: EngineRequest) -> dict[str, Any]:
     """What vLLM is asked."""
     body = {**request.body, "model": request.model}
+    body.pop("aimo", None)  # for other dialects; vLLM would log a warning for each request
     if request.salt:
         body["cache_salt"] = request.salt
     if request.endpoint is Endpoint.EMBEDDINGS:

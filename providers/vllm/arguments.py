@@ -106,6 +106,11 @@ def read_plan(settings: EngineSettings) -> VllmPlan:
     Raises:
         ConfigError: they cannot work; the message names the flag and the fix.
     """
+    if settings.endpoint:
+        raise ConfigError(
+            "the vllm engine starts a vLLM of its own; publish one that already runs with "
+            f"--engine openai --endpoint {settings.endpoint}"
+        )
     ours = EngineArguments("vllm")
     ours.add_argument("--python", type=Path)
     ours.add_argument("--max-num-seqs", type=integer_between(1, 65_536), default=0)

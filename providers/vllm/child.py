@@ -82,6 +82,7 @@ class VllmProgram:
         # Compilers and the like lie beside the interpreter when vLLM has a virtual environment.
         programs = [str(self.plan.python.parent), kept.get("PATH", os.defpath)]
         defaults = {
+            "VLLM_LOGGING_LEVEL": "INFO",
             "VLLM_NO_USAGE_STATS": "1",  # the owner may want to tell, but has to say so
             "TORCHINDUCTOR_CACHE_DIR": os.path.join(  # noqa: PTH118 (a string is wanted)
                 tempfile.gettempdir(), f"torchinductor_{os.getuid()}"
@@ -91,7 +92,6 @@ class VllmProgram:
             "PATH": os.pathsep.join(programs),
             "TMPDIR": str(self.sockets),
             "VLLM_RPC_BASE_PATH": str(self.sockets),
-            "VLLM_LOGGING_LEVEL": "INFO",
             # An allowed host could send the engine on to any other.
             "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
             "NO_COLOR": "1",
@@ -194,6 +194,8 @@ class VllmChild:
                 shutil.rmtree(path, ignore_errors=True)
         if self._socket is not None:
             remove_socket(self._socket)
+        # Whoever calls this again must not remove what another engine has made there since.
+        self._socket, self._traces = None, ()
 
     def explain(self, ending: str) -> str:
         """See `Charge`."""

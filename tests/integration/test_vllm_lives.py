@@ -242,6 +242,16 @@ async def test_kill_does_not_ask(folder, python):
     assert traces_in(folder) == []
 
 
+async def test_late_kill_leaves_the_next_engine_alone(folder, python):
+    """An engine that was unloaded may be killed once more after another one took its place."""
+    first = made(folder, python)
+    async with running(first):
+        pass
+    async with running(made(folder, python)) as second:
+        first.kill()
+        assert (await answer(second, request())).written == SAID
+
+
 async def test_start_cancelled_at_any_moment_leaves_nothing(folder, python):
     for delay_seconds in (0, 0.02, 0.1, 0.2, 0.3, 0.5):
         with trio.move_on_after(delay_seconds):

@@ -125,6 +125,11 @@ def test_missing_folder_is_a_configuration_error(model):
         plan(model=model)
 
 
+def test_server_that_already_runs_is_for_another_engine():
+    with pytest.raises(ConfigError, match=r"--engine openai --endpoint http://127\.0\.0\.1"):
+        plan(endpoint="http://127.0.0.1:8000")
+
+
 def test_several_models_need_several_engines():
     with pytest.raises(ConfigError, match=r"\[\[provider\.engine\]\]"):
         plan(model="", models={"a": "x/a", "b": "x/b"})
