@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Final, TypeAlias
+from typing import ClassVar, Final
 
 import structlog
 import trio
@@ -31,14 +31,11 @@ from providers.model_offer import (
 )
 from providers.probed_engine import ProbedEngine
 from providers.rate_limits import RateLimits
-from providers.upstream import wall_clock
+from providers.upstream import Heed, wall_clock
 from providers.upstream_start import wait_for_upstream
 
 NO_ACCESS: Final = frozenset({401, 403})
 _NO_LIST: Final = frozenset({404, 405})
-
-Heed: TypeAlias = Callable[[int, Mapping[str, str]], None]
-"""Told status and headers of every answer, the names in lower case."""
 
 _log: Final = structlog.get_logger()
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeAlias
+from collections.abc import Mapping
+from typing import Any, Final
 
 import msgspec
 import trio
@@ -20,20 +20,22 @@ from aimo_node.errors import (
     PayloadTooLarge,
 )
 from aimo_node.ports.engine import AnswerSink
-from providers.answers import NOT_JSON
+from providers.answers import NOT_JSON, one_line
 from providers.openai_data import DataAnswer, inputs_of, too_much_data
 from providers.openai_stream import AnswerStream
 from providers.openai_whole import write_whole
 from providers.rate_limits import retry_after_seconds
-from providers.upstream import AnswerTooLong, Headers, Reply, Upstream, read_all, wall_clock
-
-REFUSAL_BYTES_MAX: Final = 65_536
-"""An error page longer than this tells nobody anything."""
-
-MESSAGE_CHARACTERS_MAX: Final = 300
-
-GOODBYE_SECONDS: Final = 0.2
-"""How long the end of the HTTP body may lag behind ``[DONE]`` for the connection to be kept."""
+from providers.upstream import (
+    REFUSAL_BYTES_MAX,
+    AnswerTooLong,
+    Headers,
+    Heed,
+    Reply,
+    Upstream,
+    read_all,
+    say_goodbye,
+    wall_clock,
+)
 
 _CONTEXT_CODES: Final = frozenset({"context_length_exceeded", "exceed_context_size_error"})
 _CONTEXT_WORDS: Final = re.compile(
@@ -43,10 +45,6 @@ _CONTEXT_WORDS: Final = re.compile(
 _UNSUPPORTED_WORDS: Final = re.compile(
     r"\b(is|are) not supported\b|does not support", re.IGNORECASE
 )
-
-
-Heed: TypeAlias = Callable[[int, Mapping[str, str]], None]
-"""Told status and headers of every answer, the names in lower case."""
 
 
 async def ask(
@@ -128,16 +126,7 @@ async def _relay(reply: Reply, sink: AnswerSink) -> None:
         if not answer.done:
             await sink.drain()
     sink.finish(*answer.end())
-    # Reading on to the end of the body lets the connection be used again.
-    with trio.move_on_after(GOODBYE_SECONDS):
-        await _until_end(reply)
-
-
-async def _until_end(reply: Reply) -> None:
-    try:
-        await reply.receive()
-    except EngineFailed:
-        return  # the answer is complete; how the connection ends does not matter
+    await say_goodbye(reply)
 
 
 def refusal(
@@ -185,9 +174,4 @@ def _read_error(body: bytes) -> tuple[str, str]:
     codes = [error.get("code"), error.get("type")]
     code = next((one for one in codes if isinstance(one, str) and one in _CONTEXT_CODES), "")
     message = error.get("message")
-    return code, _one_line(message) if isinstance(message, str) else ""
-
-
-def _one_line(message: str) -> str:
-    printable = "".join(letter if letter.isprintable() else " " for letter in message)
-    return printable[:MESSAGE_CHARACTERS_MAX]
+    return code, one_line(message) if isinstance(message, str) else ""

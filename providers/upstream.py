@@ -14,8 +14,16 @@ from aimo_node.errors import EngineFailed
 ANSWER_BYTES_MAX: Final = 16 << 20
 """A whole answer in one piece; twice the largest request."""
 
+REFUSAL_BYTES_MAX: Final = 65_536
+"""An error page longer than this tells nobody anything."""
+
+GOODBYE_SECONDS: Final = 0.2
+"""How long the end of a body may lag behind the last event for the connection to be kept."""
 
 Headers: TypeAlias = Sequence[tuple[str, str]]
+
+Heed: TypeAlias = Callable[[int, Mapping[str, str]], None]
+"""Told status and headers of every answer, the names in lower case."""
 
 Feed: TypeAlias = Callable[[bytes], bool]
 """Takes some body; False means no more for now."""
@@ -121,6 +129,15 @@ async def read_all(reply: Reply, bytes_max: int = ANSWER_BYTES_MAX) -> bytes:
             raise AnswerTooLong(f"the engine's answer is longer than {bytes_max} bytes")
         pieces.append(data)
     return b"".join(pieces)
+
+
+async def say_goodbye(reply: Reply) -> None:
+    """Read on to the end of the body, if it is near, so that the connection can be used again."""
+    with trio.move_on_after(GOODBYE_SECONDS):
+        try:
+            await reply.receive()
+        except EngineFailed:
+            return  # the answer is complete; how the connection ends does not matter
 
 
 async def ask_once(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 from urllib.parse import quote
 
 import msgspec
-import trio
 
 from aimo_node.errors import CodedError, EngineFailed
 from aimo_node.ports.engine import AnswerSink
@@ -18,10 +17,16 @@ from providers.anthropic.refusals import refusal
 from providers.anthropic.request import counted
 from providers.anthropic.stream import MessageStream
 from providers.anthropic.whole import WholeMessage, write_whole
-from providers.upstream import Headers, Reply, Upstream, ask_once, read_all
-
-REFUSAL_BYTES_MAX: Final = 65_536
-"""An error page longer than this tells nobody anything."""
+from providers.upstream import (
+    REFUSAL_BYTES_MAX,
+    Headers,
+    Heed,
+    Reply,
+    Upstream,
+    ask_once,
+    read_all,
+    say_goodbye,
+)
 
 WHOLE_TOKENS_MAX: Final = 8_192
 """A longer answer is streamed by the API and put together here: whole ones come after minutes of
@@ -30,12 +35,6 @@ silence, in which connections are given up."""
 PAGES_MAX: Final = 10
 PROBE_SECONDS: Final = 5.0
 COUNT_SECONDS: Final = 10.0
-
-GOODBYE_SECONDS: Final = 0.2
-"""How long the end of the body may lag behind ``message_stop`` for the connection to be kept."""
-
-Heed: TypeAlias = Callable[[int, Mapping[str, str]], None]
-"""Told status and headers of an answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,13 +134,4 @@ async def _relay(reply: Reply, sink: AnswerSink) -> None:
     while await reply.pour(feed) and not answer.done:
         await sink.drain()
     sink.finish(*answer.end())
-    # Reading on to the end of the body lets the connection be used again.
-    with trio.move_on_after(GOODBYE_SECONDS):
-        await _until_end(reply)
-
-
-async def _until_end(reply: Reply) -> None:
-    try:
-        await reply.receive()
-    except EngineFailed:
-        return  # the answer is complete; how the connection ends does not matter
+    await say_goodbye(reply)

@@ -21,10 +21,8 @@ from aimo_node.errors import (
     Overloaded,
     PayloadTooLarge,
 )
-from providers.answers import NOT_JSON
+from providers.answers import NOT_JSON, one_line
 from providers.rate_limits import retry_after_seconds
-
-MESSAGE_CHARACTERS_MAX: Final = 300
 
 _TYPE_OF_STATUS: Final[Mapping[int, str]] = {
     400: "invalid_request_error",
@@ -131,10 +129,5 @@ def _kind_and_message(error: Mapping[str, Any]) -> tuple[str, str]:
     kind, message = error.get("type"), error.get("message")
     return (
         kind if isinstance(kind, str) else "",
-        _one_line(message) if isinstance(message, str) else "",
+        one_line(message) if isinstance(message, str) else "",
     )
-
-
-def _one_line(message: str) -> str:
-    printable = "".join(letter if letter.isprintable() else " " for letter in message)
-    return printable[:MESSAGE_CHARACTERS_MAX]

@@ -10,11 +10,11 @@ from aimo_node.domain.ids import Endpoint
 from aimo_node.errors import InvalidRequest
 from aimo_node.ports.engine import AnswerSink, EngineRequest, EngineSettings
 from providers.endpoints import read_key, split_endpoint
-from providers.listing_engine import Heed, ListingEngine, UpstreamPlan
+from providers.listing_engine import ListingEngine, UpstreamPlan
 from providers.model_list import ListedModel, read_models
 from providers.model_offer import endpoints_of
 from providers.openai_dialect import ask, ask_data
-from providers.upstream import Upstream, ask_once
+from providers.upstream import Heed, Upstream, ask_once
 from providers.upstream_settings import connect_to, upstream_arguments, upstream_plan
 
 REQUESTS_MAX_DEFAULT: Final = 64

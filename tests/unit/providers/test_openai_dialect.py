@@ -12,7 +12,8 @@ from aimo_node.errors import (
     Overloaded,
     PayloadTooLarge,
 )
-from providers.openai_dialect import MESSAGE_CHARACTERS_MAX, refusal
+from providers.answers import MESSAGE_CHARACTERS_MAX
+from providers.openai_dialect import refusal
 
 
 def error(message="", **more):
