@@ -41,7 +41,7 @@ STORY = "Tell me a sea story about Ada and a kite."
 
 BARE, SOCKET, ECHO, LLAMA = "bare reader", "engine, socket", "echo, no socket", "llama, socket"
 HEADER = (
-    f"{'load':18}{'way':17}{'token/s':>9}{'CPU us':>8}{'min':>7}{'max':>7}{'ratio':>7}"
+    f"{'load':20}{'way':17}{'token/s':>9}{'CPU us':>8}{'min':>7}{'max':>7}{'ratio':>7}"
     f"{'late50':>8}{'late99':>8}{'first50':>9}{'first99':>9}"
 )
 
@@ -130,7 +130,7 @@ def show(load: Load, way: str, samples: Sequence[Sample], bare: Sequence[Sample]
     if bare:
         ratio = f"{statistics.median(spent) / statistics.median(one.cpu_us for one in bare):.1f}"
     print(
-        f"{load.name:18}{way:17}{_median(samples, lambda one: one.per_second):9.0f}"
+        f"{load.name:20}{way:17}{_median(samples, lambda one: one.per_second):9.0f}"
         f"{statistics.median(spent):8.1f}{min(spent):7.1f}{max(spent):7.1f}{ratio:>7}"
         f"{_median(samples, lambda one: _at(one.late_ms, 0.5)):8.2f}"
         f"{_median(samples, lambda one: _at(one.late_ms, 0.99)):8.2f}"

@@ -48,14 +48,25 @@ class Sample:
 
 
 class Tally:
-    """What has arrived since `begin`."""
+    """What has arrived since `begin`.
 
-    def __init__(self) -> None:
+    Attributes:
+        flowing: set once as many answers have begun as there are streams.
+    """
+
+    def __init__(self, streams: int) -> None:
         self.tokens = 0
         self.late: list[float] = []
         self.first: list[float] = []
-        self.arriving = trio.Event()
+        self.flowing = trio.Event()
+        self._silent = streams
         self._cpu = self._began = 0.0
+
+    def answer_begins(self) -> None:
+        """One of the streams has its first token."""
+        self._silent -= 1
+        if not self._silent:
+            self.flowing.set()
 
     def begin(self) -> None:
         """Count from here."""
@@ -87,15 +98,15 @@ class CountingSink:
     def text(self, delta: str) -> None:
         """Count a token; its stamp, if it has one, is ``@MICROSECONDS``."""
         tally = self._tally
-        if not tally.tokens:
-            tally.arriving.set()
         tally.tokens += 1
         if (not self._begun or not tally.tokens % STAMPS_EVERY) and delta[0] == "@":
             late = time.monotonic() * 1e3 - int(delta[1:17].split(" ", 1)[0]) * 1e-3
             tally.late.append(late)
             if not self._begun:
                 tally.first.append(late)
-        self._begun = True
+        if not self._begun:
+            self._begun = True
+            tally.answer_begins()
 
     def json(self, choices: bytes) -> None:
         """Count it too."""
@@ -126,14 +137,14 @@ async def read_engine(
 async def _read_running(
     engine: Engine, body: Mapping[str, Any], streams: int, seconds: float
 ) -> Sample:
-    tally = Tally()
+    tally = Tally(streams)
     async with trio.open_nursery() as nursery:
         for index in range(streams):
             pause = RAMP_SECONDS * index / streams
             nursery.start_soon(_ask_again_and_again, engine, body, tally, pause)
         await trio.sleep(RAMP_SECONDS + SETTLE_SECONDS)
         with trio.fail_after(READY_SECONDS):
-            await tally.arriving.wait()
+            await tally.flowing.wait()
         tally.begin()
         await trio.sleep(seconds)
         sample = tally.end()
@@ -156,7 +167,7 @@ def read_bare(path: Path, body: bytes, streams: int, seconds: float) -> Sample:
     """The same answers off the same socket with the least Python can do: epoll, recv, count."""
     head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
     head += b"content-length: %d\r\n\r\n" % len(body)
-    tally = Tally()
+    tally = Tally(streams)
     with selectors.DefaultSelector() as selector:
         starts = [RAMP_SECONDS * index / streams for index in range(streams)]
         origin = time.monotonic()
