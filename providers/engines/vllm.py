@@ -49,6 +49,8 @@ POLICY: Final = RestartPolicy(
     # A start alone takes a minute or more; dying soon after it is still dying in a row.
     stable_seconds=900.0,
     probe_every_seconds=1.0,
+    # A server busy with long prompts may be silent for a while; killing it would cost minutes.
+    probes_failed_max=6,
 )
 
 _CONTEXT_WORD: Final = "max_model_len"
