@@ -7,6 +7,7 @@ file in the state folder. Only the node's own user and root are answered.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -25,10 +26,11 @@ from aimo_node.errors import AimoError, ConfigError
 log = structlog.get_logger()
 
 LINE_BYTES_MAX: Final = 1 << 20
+RECEIVE_BYTES: Final = 65_536
 REQUEST_SECONDS: Final = 5.0
-"""For the request to arrive; an answer may take as long as a model takes to load."""
+"""For the request to arrive, and for the answer to be taken; between them a model may load."""
 CONNECTIONS_MAX: Final = 16
-BACKLOG: Final = 8
+BACKLOG: Final = CONNECTIONS_MAX
 _CREDENTIALS: Final = struct.Struct("3i")
 
 Command: TypeAlias = Callable[[Mapping[str, Any]], Awaitable[Mapping[str, Any]]]
@@ -45,7 +47,7 @@ class ControlSocket:
     def __init__(self, state_folder: Path, commands: Mapping[str, Command]) -> None:
         self._address = address_of(state_folder)
         self._commands = commands
-        self._limiter = trio.CapacityLimiter(CONNECTIONS_MAX)
+        self._open = 0
 
     async def run(self) -> None:
         """Serve; a node whose socket is taken by somebody goes on without."""
@@ -78,26 +80,54 @@ class ControlSocket:
             raise
 
     async def _serve(self, stream: trio.SocketStream) -> None:
-        async with stream, self._limiter:
-            if not is_trusted(stream.socket):
+        async with stream:
+            if not _is_owner(stream.socket):
                 return
+            self._open += 1
             try:
                 with trio.fail_after(REQUEST_SECONDS):
                     line = await _read_line(stream)
-                await stream.send_all(await self._answer(line) + b"\n")
+                answer = await self._answer(line, stream)
+                with trio.fail_after(REQUEST_SECONDS):
+                    await stream.send_all(answer + b"\n")
             except (trio.BrokenResourceError, trio.TooSlowError):
                 return
+            finally:
+                self._open -= 1
 
-    async def _answer(self, line: bytes) -> bytes:
+    async def _answer(self, line: bytes, stream: trio.SocketStream) -> bytes:
+        if self._open > CONNECTIONS_MAX:
+            busy = f"the node is busy with {CONNECTIONS_MAX} commands already: wait for one to end"
+            return _encode({"error": busy})
         try:
             request = json.loads(line)
             command = self._commands[request["command"]]
         except (ValueError, KeyError, TypeError, RecursionError):
             return _encode({"error": "this node does not know that command"})
-        try:
-            return _encode(await command(request))
-        except AimoError as error:
-            return _encode({"error": str(error)})
+        answer = b""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_watch, stream, nursery.cancel_scope)
+            answer = await _run(command, request)
+            nursery.cancel_scope.cancel()
+        return answer
+
+
+async def _run(command: Command, request: Mapping[str, Any]) -> bytes:
+    try:
+        return _encode(await command(request))
+    except AimoError as error:
+        return _encode({"error": str(error)})
+    except Exception:  # the root of a command
+        log.exception("control.crashed", command=request["command"])
+        return _encode({"error": "the node failed at that; its log says why"})
+
+
+async def _watch(stream: trio.SocketStream, scope: trio.CancelScope) -> None:
+    """Nobody waits for a load that takes minutes when who asked for it has gone."""
+    with contextlib.suppress(trio.BrokenResourceError):
+        while await stream.receive_some(RECEIVE_BYTES):
+            pass
+    scope.cancel()
 
 
 def address_of(state_folder: Path) -> str:
@@ -118,7 +148,7 @@ def ask_node(state_folder: Path, request: Mapping[str, Any], seconds: float) -> 
         connection.settimeout(seconds)
         try:
             connection.connect(address_of(state_folder))
-            if not is_trusted(connection):
+            if os.geteuid() != 0 and not _is_owner(connection):  # root looks after any node
                 raise ConfigError(f"the node of {state_folder} belongs to another user")
             connection.sendall(_encode(request) + b"\n")
             with connection.makefile("rb") as answers:
@@ -138,20 +168,20 @@ def ask_node(state_folder: Path, request: Mapping[str, Any], seconds: float) -> 
     return answer
 
 
-def is_trusted(connection: Any) -> bool:  # noqa: ANN401 (a socket of trio or of the library)
+def _is_owner(connection: Any) -> bool:  # noqa: ANN401 (a socket of trio or of the library)
     """Whether the other end is a process of this user or of root."""
     if not hasattr(socket, "SO_PEERCRED"):
         return True  # the socket is a file with mode 0600
     size = _CREDENTIALS.size
     data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
     _, user, _ = _CREDENTIALS.unpack(data)
-    return os.geteuid() == 0 or user in {0, os.geteuid()}
+    return user in {0, os.geteuid()}
 
 
 async def _read_line(stream: trio.SocketStream) -> bytes:
     line = b""
     while b"\n" not in line and len(line) < LINE_BYTES_MAX:
-        data = await stream.receive_some(65_536)
+        data = await stream.receive_some(RECEIVE_BYTES)
         if not data:
             break
         line += data

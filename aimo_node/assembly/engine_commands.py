@@ -58,7 +58,7 @@ def _named(service: ProviderService, request: Mapping[str, Any]) -> HostedEngine
     label = request.get("label")
     if label is None and len(labels) == 1:
         return next(iter(labels.values()))
-    if label not in labels:
+    if not isinstance(label, str) or label not in labels:
         listed = ", ".join(labels) or "none"
         raise ConfigError(
             f"say which engine: {listed}"

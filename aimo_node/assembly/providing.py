@@ -51,14 +51,13 @@ class ProviderSide:
         maker = EngineMaker(settings, roles)
         self.service = ProviderService(identity.peer_id, metrics.provider)
         self.registered = RegisteredEndpoints(self.service, maker, settings.node.state)
-        labels: list[str] = []
-        if Role.PROVIDER in roles:
-            for section in settings.provider.engines:
-                labels.append(free_label(section.name, labels))
-                self.service.add(maker.plan(section, labels[-1]))
-        self.configured = bool(labels)
-        if Role.EDGE in roles:
-            self.registered.restore()
+        sections = settings.provider.engines if Role.PROVIDER in roles else ()
+        self.configured = bool(sections)
+        labels = list(self.registered.read()) if Role.EDGE in roles else []
+        for section in sections:
+            labels.append(free_label(section.name, labels))
+            self.service.add(maker.plan(section, labels[-1]))
+        self.registered.restore()
         self.service.watch(self._on_change)
 
     def announce_over(

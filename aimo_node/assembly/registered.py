@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +18,7 @@ from aimo_node.config.provider import EngineSection
 from aimo_node.dispatch.hosting import GIVEN_UP, HostedEngine
 from aimo_node.dispatch.registration import NewEndpoint, RegisteredEndpoint
 from aimo_node.dispatch.serving import ProviderService
-from aimo_node.errors import ConfigError, InvalidRequest
+from aimo_node.errors import ConfigError, InternalError, InvalidRequest, RequestError
 
 log = structlog.get_logger()
 
@@ -45,19 +45,28 @@ class RegisteredEndpoints:
         self._entries: dict[str, dict[str, Any]] = {}
         self._lock = trio.Lock()
 
-    def restore(self) -> None:
-        """Serve what was added in earlier runs.
+    def read(self) -> Sequence[str]:
+        """Read what was added in earlier runs; the labels, which nothing else may have.
 
         Raises:
             ConfigError: the file is damaged.
         """
         self._entries = _read(self._file)
+        return tuple(self._entries)
+
+    def restore(self) -> None:
+        """Serve what was read.
+
+        Raises:
+            ConfigError: it cannot work.
+        """
         for label, entry in self._entries.items():
             try:
                 self._host(label, entry)
             except (ConfigError, ValidationError) as error:
                 raise ConfigError(
-                    f"{self._file}: the endpoint {label!r} cannot work: {error}; remove it there"
+                    f"{self._file}: the endpoint {label!r} cannot work: {_reason(error)};"
+                    " remove it there"
                 ) from error
 
     async def register(self, wanted: NewEndpoint) -> RegisteredEndpoint:
@@ -65,33 +74,29 @@ class RegisteredEndpoints:
         async with self._lock:
             label = self._label(wanted)
             entry = _entry(wanted)
-            folder = self._maker.folder(label)
-            try:
-                if wanted.api_key:
-                    _write_private(folder / KEY_FILE, wanted.api_key.encode())
-                engine = self._host(label, entry)
-            except (ConfigError, ValidationError, OSError) as error:
-                shutil.rmtree(folder, ignore_errors=True)
-                raise InvalidRequest(_reason(error)) from error
-            with trio.move_on_after(SETTLE_SECONDS):
-                await engine.settled.wait()
-            if engine.state in GIVEN_UP:
-                self._service.remove(label)
-                shutil.rmtree(folder, ignore_errors=True)
-                raise InvalidRequest(engine.detail, param="endpoint")
-            self._entries[label] = entry
-            self._save()
+            with contextlib.ExitStack() as undo:  # whole or not at all, also if who asked leaves
+                undo.callback(self._discard, label)
+                try:
+                    self._write_key(label, wanted.api_key)
+                    engine = self._host(label, entry)
+                except (ConfigError, ValidationError, OSError) as error:
+                    raise _refusal(error) from error
+                with trio.move_on_after(SETTLE_SECONDS):
+                    await engine.settled.wait()
+                if engine.state in GIVEN_UP:
+                    raise InvalidRequest(engine.detail, param="endpoint")
+                self._remember(self._entries | {label: entry})
+                undo.pop_all()
             log.info("endpoint.registered", engine=label, endpoint=wanted.endpoint)
             return self._view(engine)
 
     async def remove(self, label: str) -> bool:
         """See `EndpointRegistry`."""
         async with self._lock:
-            if self._entries.pop(label, None) is None:
+            if label not in self._entries:
                 return False
-            self._save()
-            self._service.remove(label)
-            shutil.rmtree(self._maker.folder(label), ignore_errors=True)
+            self._remember({one: self._entries[one] for one in self._entries if one != label})
+            self._discard(label)
             log.info("endpoint.removed", engine=label)
             return True
 
@@ -127,6 +132,21 @@ class RegisteredEndpoints:
         )
         return self._service.add(self._maker.plan(section, label, essential=False))
 
+    def _write_key(self, label: str, key: str) -> None:
+        """A key that an earlier endpoint of that label left is never sent to this one."""
+        file = self._maker.folder(label) / KEY_FILE
+        file.unlink(missing_ok=True)
+        if key:
+            _write_private(file, key.encode())
+
+    def _discard(self, label: str) -> None:
+        """Serve it no longer; of its folder goes what was put there here."""
+        self._service.remove(label)
+        folder = self._maker.folder(label)
+        with contextlib.suppress(OSError):
+            (folder / KEY_FILE).unlink(missing_ok=True)
+            folder.rmdir()
+
     def _view(self, engine: HostedEngine) -> RegisteredEndpoint:
         entry = self._entries[engine.plan.label]
         return RegisteredEndpoint(
@@ -138,8 +158,12 @@ class RegisteredEndpoints:
             detail=engine.detail,
         )
 
-    def _save(self) -> None:
-        _write_private(self._file, msgspec.json.format(msgspec.json.encode(self._entries)))
+    def _remember(self, entries: dict[str, dict[str, Any]]) -> None:
+        try:
+            _write_private(self._file, msgspec.json.format(msgspec.json.encode(entries)))
+        except OSError as error:
+            raise _refusal(error) from error
+        self._entries = entries
 
 
 def _entry(wanted: NewEndpoint) -> dict[str, Any]:
@@ -162,11 +186,15 @@ def _entry(wanted: NewEndpoint) -> dict[str, Any]:
 def _read(file: Path) -> dict[str, dict[str, Any]]:
     try:
         data = file.read_bytes()[:FILE_BYTES_MAX]
-        return msgspec.json.decode(data, type=dict[str, dict[str, Any]])
+        entries = msgspec.json.decode(data, type=dict[str, dict[str, Any]])
     except FileNotFoundError:
         return {}
     except (OSError, msgspec.MsgspecError) as error:
         raise ConfigError(f"{file} cannot be read: {error}; repair or remove it") from error
+    for label in entries:
+        if not LABEL.fullmatch(label):
+            raise ConfigError(f"{file}: {label!r} is no label; repair or remove it")
+    return entries
 
 
 def _write_private(file: Path, data: bytes) -> None:
@@ -174,14 +202,26 @@ def _write_private(file: Path, data: bytes) -> None:
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     draft = file.with_name(f"{file.name}.{os.getpid()}")
     draft.unlink(missing_ok=True)
-    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as opened:
-        opened.write(data)
-    draft.replace(file)
+    try:
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as opened:
+            opened.write(data)
+        draft.replace(file)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
+
+
+def _refusal(error: Exception) -> RequestError | InternalError:
+    if isinstance(error, OSError):
+        return InternalError(f"{error.filename} cannot be written: {error.strerror}")
+    location = error.errors()[0]["loc"] if isinstance(error, ValidationError) else ()
+    return InvalidRequest(_reason(error), param=str(location[0]) if location else None)
 
 
 def _reason(error: Exception) -> str:
     """One sentence, whoever raised it."""
-    if isinstance(error, ValidationError):
-        first = error.errors(include_url=False)[0]
-        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
-    return str(error)
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors(include_url=False)[0]
+    where = "".join(f"{part}: " for part in first["loc"])
+    return where + first["msg"].removeprefix("Value error, ")

@@ -154,7 +154,7 @@ class ProviderService:
         delay = RETRY_SECONDS
         try:
             with engine.life:
-                while True:
+                while self._engines.get(engine.plan.label) is engine:
                     delay = await self._until_given_up(engine, delay)
         finally:
             engine.end()

@@ -14,6 +14,8 @@ from aimo_node.errors import InvalidRequest, PermissionDenied, ProviderNotFound
 
 CREATED: Final = 201
 ACCEPTED: Final = 202
+_FORWARDED: Final = frozenset({b"forwarded", b"x-forwarded-for", b"x-real-ip"})
+"""A request with one of these came through a proxy, from who knows where."""
 
 
 class Registration(Struct, forbid_unknown_fields=True):
@@ -90,7 +92,9 @@ class RegistrationDesk:
 
     def _check_local(self, scope: Mapping[str, Any]) -> None:
         client = scope.get("client")
-        if self._behind_proxy or client is None or not is_loopback(client[0]):
+        is_forwarded = any(name in _FORWARDED for name, _ in scope.get("headers", ()))
+        is_local = client is not None and is_loopback(client[0])
+        if self._behind_proxy or is_forwarded or not is_local:
             raise PermissionDenied("Endpoints are added from the machine the edge runs on only.")
 
 

@@ -50,7 +50,17 @@ async def test_an_endpoint_is_added_and_listed_without_its_key() -> None:
         await desk.remove(HERE, "x")
 
 
-@pytest.mark.parametrize("client", [("192.0.2.1", 5), ("::2", 5), None])
+@pytest.mark.parametrize(
+    "client",
+    [
+        ("192.0.2.1", 5),
+        ("::2", 5),
+        ("::ffff:127.0.0.1", 5),
+        ("localhost.example", 5),
+        ("", 5),
+        None,
+    ],
+)
 async def test_only_this_machine_may(client: object) -> None:
     desk = RegistrationDesk(Registry(), EdgeSettings())
     scope = {"client": client}
@@ -66,6 +76,16 @@ async def test_a_proxy_in_front_hides_who_asks() -> None:
     desk = RegistrationDesk(Registry(), EdgeSettings(behind_proxy=True))
     with pytest.raises(PermissionDenied):
         await desk.register(HERE, {"endpoint": "http://x/v1"})
+
+
+@pytest.mark.parametrize("name", [b"x-forwarded-for", b"forwarded", b"x-real-ip"])
+async def test_a_proxy_nobody_told_of_is_noticed(name: bytes) -> None:
+    desk = RegistrationDesk(Registry(), EdgeSettings())
+    scope = HERE | {"headers": [(b"host", b"localhost"), (name, b"127.0.0.1")]}
+    with pytest.raises(PermissionDenied):
+        await desk.register(scope, {"endpoint": "http://x/v1"})
+    with pytest.raises(PermissionDenied):
+        await desk.remove(scope, "openai")
 
 
 @pytest.mark.parametrize(
