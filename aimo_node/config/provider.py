@@ -121,7 +121,8 @@ class ProviderSettings(EngineOptions):
             said = sorted(set(EngineOptions.model_fields) & self.model_fields_set)
             if said:
                 raise ValueError(
-                    f"with [[provider.engine]] tables, {said[0]} belongs into one of them"
+                    f"{said[0]} stands beside [[provider.engine]] tables, where it belongs into one"
+                    " of them; or name one engine with it, which replaces the tables"
                 )
         return self
 

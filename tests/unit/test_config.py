@@ -132,7 +132,7 @@ def test_settings_made_by_hand_do_not_read_the_environment(
             "[[provider.engine]]\nname = 'x'\nrequests_max = 'y'",
             r"provider.engine\[0\].requests_max: expected a whole number",
         ),
-        ("[provider]\nmodel = 'x'\n[[provider.engine]]\nname = 'x'", "model belongs into one"),
+        ("[provider]\nmodel = 'x'\n[[provider.engine]]\nname = 'x'", "model stands beside"),
         ("[provider]\nmodel = 'x'\nmodels = ['y']", "give either models or model"),
         ("[provider]\napi_key_file = 'x'\napi_key_env = 'y'", "either api_key_file or"),
         ("[provider]\nidle_unload = '10 parsecs'", "a duration such as 90s, 10m or 2h"),
