@@ -90,6 +90,11 @@ class HostedEngine:
         return self._state
 
     @property
+    def is_loaded(self) -> bool:
+        """Whether a request can begin; it may fail, where the engine is being restarted."""
+        return self._state is EngineState.RUNNING
+
+    @property
     def health(self) -> Health:
         """Whether new requests should come."""
         if not self.offered():
@@ -147,7 +152,7 @@ class HostedEngine:
 
     async def stream(self, request: EngineRequest, sink: AnswerSink) -> None:
         """Answer, once the engine is loaded; see `Engine.stream`."""
-        engine = await self._loaded()
+        engine = await self.wait_loaded()
         self._streams += 1
         try:
             await engine.stream(request, sink)
@@ -286,7 +291,7 @@ class HostedEngine:
                 await self._unload.wait()
                 return
 
-    async def _loaded(self) -> Engine:
+    async def wait_loaded(self) -> Engine:
         """The engine, once it can answer.
 
         Raises:

@@ -12,6 +12,7 @@ import trio
 
 from aimo_node.dispatch.hosting import GIVEN_UP, EnginePlan, HostedEngine
 from aimo_node.dispatch.parameters import hold_to_limits, read_parameters
+from aimo_node.dispatch.places import Place
 from aimo_node.dispatch.sinks import StreamSink, WholeSink
 from aimo_node.domain.ids import ModelName, PeerId, split_pinned
 from aimo_node.domain.models import EngineInfo, EngineState, Health, Load, ModelInfo
@@ -92,6 +93,7 @@ class ProviderService:
         self._nursery: trio.Nursery | None = None
         self._listeners: list[Callable[[], None]] = []
         self._draining = False
+        self._waits: set[trio.CancelScope] = set()
         self._is_too_much = False
         self._idle = trio.Event()
         self.running = 0
@@ -238,8 +240,10 @@ class ProviderService:
         )
 
     def drain(self) -> None:
-        """Take no new requests."""
+        """Take no new requests, and send those elsewhere that have not begun."""
         self._draining = True
+        for scope in self._waits:
+            scope.cancel()
 
     async def wait_idle(self) -> None:
         """Return when no request is running."""
@@ -300,13 +304,30 @@ class ProviderService:
         try:
             if came_whole:
                 incoming.accept(model.digest, place.position)
-            await place.wait()
+            if place.position or not engine.is_loaded:
+                await self._wait(engine, place)
             sink = StreamSink(incoming, self._metrics) if request.stream else WholeSink(incoming)
             await engine.stream(request, sink)
         finally:
             place.leave()
         if not sink.finished:
             raise EngineFailed("the engine ended without finishing the answer")
+
+    async def _wait(self, engine: HostedEngine, place: Place) -> None:
+        """For a place, and for the engine to be loaded.
+
+        Raises:
+            Draining: the provider goes away; who has not begun is answered sooner elsewhere.
+        """
+        with trio.CancelScope() as scope:
+            self._waits.add(scope)
+            try:
+                await place.wait()
+                await engine.wait_loaded()
+            finally:
+                self._waits.discard(scope)
+        if scope.cancelled_caught:
+            raise Draining("the provider is going away")
 
     def _read(
         self, incoming: IncomingRequest, body: bytes

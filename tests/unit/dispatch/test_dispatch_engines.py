@@ -19,6 +19,7 @@ from aimo_node.domain.models import EngineState, Health
 from aimo_node.errors import (
     CodedError,
     ConfigError,
+    Draining,
     EngineStartFailed,
     InvalidRequest,
     ModelNotFound,
@@ -428,3 +429,41 @@ async def test_the_last_of_several_that_fails_ends_the_provider(autojump_clock: 
     with pytest.raises(EngineStartFailed, match="out of GPU memory"), flat():
         await made.run()
     assert trio.current_time() - started == pytest.approx(100)
+
+
+async def test_who_only_waits_is_sent_elsewhere_when_the_provider_drains(
+    autojump_clock: object,
+) -> None:
+    """Another provider can answer at once; here the grace would be over before their turn."""
+    made = service()
+    kinds: list[type[FakeEngine]] = [Slow, FakeEngine]
+    busy = FakeEngine("one", requests_max=1)
+    made.add(plan("a", busy, waiting_max=1))
+    made.add(EnginePlan("b", "fake", lambda: kinds.pop()("two"), idle_seconds=10))
+    refused: list[Exception] = []
+
+    async def in_vain(model: str) -> None:
+        with pytest.raises(Draining) as caught:
+            await made.handle(Incoming(model))
+        refused.append(caught.value)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(made.run)
+        await made.wait_settled()
+        busy.hold()
+        await trio.sleep(11)
+        running = Incoming("one")
+        nursery.start_soon(made.handle, running)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(in_vain, "one")
+        nursery.start_soon(in_vain, "two")
+        await trio.testing.wait_all_tasks_blocked()
+        assert (made.load().waiting, made.engines[1].state) == (1, EngineState.STARTING)
+        made.drain()
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(refused) == 2
+        assert made.running == 1
+        busy.release()
+        await made.wait_idle()
+        assert running.answer
+        nursery.cancel_scope.cancel()
