@@ -27,8 +27,9 @@ import trio
 
 from aimo_node.ports.engine import Engine, EngineSettings
 from aimo_node.telemetry.logs import configure_logging
+from benchmarks.bare_reader import BareReader
 from benchmarks.machine import describe_machine
-from benchmarks.token_readers import Sample, read_bare, read_engine
+from benchmarks.token_readers import Sample, read_engine, run_beside
 from benchmarks.tools import build
 from providers.registry import create_engine
 from providers.socket_folder import is_listening
@@ -67,7 +68,13 @@ class Load:
         """A request."""
         if self.delay_us is None:
             told = [{"role": "user", "content": STORY}]
-            return {"messages": told, "max_tokens": self.tokens, "ignore_eos": True}
+            return {
+                "messages": told,
+                "max_tokens": self.tokens,
+                "ignore_eos": True,
+                "temperature": 0,
+                "stream": True,
+            }
         content = f"say it mock-tokens={self.tokens} mock-delay-us={self.delay_us}"
         return {"messages": [{"role": "user", "content": content}], "stream": True}
 
@@ -79,7 +86,7 @@ LOADS = (
     Load("64 x 40 ms", 64, 40_000, tokens=50),
     Load("256 x 10 ms", 256, 10_000),
     Load("64 flat out", 64, 0, tokens=400),
-    Load("64 llama slots", 64, None, LLAMA_TOKENS, ways=(LLAMA,)),
+    Load("64 llama slots", 64, None, LLAMA_TOKENS, ways=(BARE, LLAMA)),
 )
 
 
@@ -101,10 +108,17 @@ def measure(way: str, load: Load, folder: Path, seconds: float) -> Sample:
     """One way with a child of its own."""
     if way in {ECHO, LLAMA}:
         return _read(_engine(way, folder, load), load, seconds)
+    body = json.dumps(load.body()).encode()
+    if load.delay_us is None:
+        engine = _engine(LLAMA, folder, load)
+        path = folder / "llama.sock"
+        return trio.run(
+            run_beside, engine, lambda: BareReader(path, body, load.streams).read(seconds)
+        )
     path = folder / "mock.sock"
     with mock_child(path, in_step=load.in_step):
         if way == BARE:
-            return read_bare(path, json.dumps(load.body()).encode(), load.streams, seconds)
+            return BareReader(path, body, load.streams).read(seconds)
         return _read(_engine(way, folder, load, f"unix:{path}"), load, seconds)
 
 

@@ -1,18 +1,11 @@
-"""Two readers of the same streamed answers: an engine port, and an epoll loop that parses nothing.
-
-Both run in this process for a fixed time and say what it used per token.
-"""
+"""Reads an engine's answers as a provider does, and says what this process used per token."""
 
 from __future__ import annotations
 
-import math
-import selectors
-import socket
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import trio
@@ -21,7 +14,6 @@ from aimo_node.domain.answer import Usage
 from aimo_node.domain.ids import Endpoint, FinishReason, ModelName, RequestId
 from aimo_node.ports.engine import Engine, EngineRequest
 
-RECEIVE_BYTES = 65_536
 RAMP_SECONDS = 0.2
 """The streams start apart from each other: they beat as one only if the child makes them."""
 
@@ -134,6 +126,18 @@ async def read_engine(
     return sample
 
 
+async def run_beside(engine: Engine, measure: Callable[[], Sample]) -> Sample:
+    """Run an engine for its child's sake; `measure` blocks a thread meanwhile."""
+    async with trio.open_nursery() as nursery:
+        ready = trio.Event()
+        nursery.start_soon(engine.run, ready.set, lambda *_: None)
+        with trio.fail_after(READY_SECONDS):
+            await ready.wait()
+        sample = await trio.to_thread.run_sync(measure)
+        nursery.cancel_scope.cancel()
+    return sample
+
+
 async def _read_running(
     engine: Engine, body: Mapping[str, Any], streams: int, seconds: float
 ) -> Sample:
@@ -161,46 +165,3 @@ async def _ask_again_and_again(
         name = RequestId(uuid.uuid4().bytes)
         request = EngineRequest(name, Endpoint.CHAT, ModelName(model), body, salt="benchmark")
         await engine.stream(request, CountingSink(tally))
-
-
-def read_bare(path: Path, body: bytes, streams: int, seconds: float) -> Sample:
-    """The same answers off the same socket with the least Python can do: epoll, recv, count."""
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
-    head += b"content-length: %d\r\n\r\n" % len(body)
-    tally = Tally(streams)
-    with selectors.DefaultSelector() as selector:
-        starts = [RAMP_SECONDS * index / streams for index in range(streams)]
-        origin = time.monotonic()
-        begin_at, end_at = origin + RAMP_SECONDS + SETTLE_SECONDS, math.inf
-        while (now := time.monotonic()) < end_at:
-            while starts and origin + starts[0] <= now:
-                starts.pop(0)
-                _ask_bare(selector, path, head + body)
-            if now >= begin_at:
-                begin_at, end_at = math.inf, now + seconds
-                tally.begin()
-            for key, _ in selector.select(0.01):
-                data = key.fileobj.recv(RECEIVE_BYTES)  # type: ignore[union-attr]
-                if not data:
-                    selector.unregister(key.fileobj)
-                    key.fileobj.close()  # type: ignore[union-attr]
-                    _ask_bare(selector, path, head + body)
-                elif count := data.count(b'"@'):
-                    tally.tokens += count
-                    if tally.tokens % STAMPS_EVERY:
-                        continue
-                    start = data.rfind(b'"@') + 2
-                    stamp = int(data[start : data.find(b" ", start)])
-                    tally.late.append(time.monotonic() * 1e3 - stamp * 1e-3)
-        sample = tally.end()
-        for key in list(selector.get_map().values()):
-            key.fileobj.close()  # type: ignore[union-attr]
-    return sample
-
-
-def _ask_bare(selector: selectors.BaseSelector, path: Path, request: bytes) -> None:
-    connection = socket.socket(socket.AF_UNIX)
-    connection.connect(str(path))
-    connection.sendall(request)
-    connection.settimeout(0)
-    selector.register(connection, selectors.EVENT_READ)
