@@ -1,7 +1,7 @@
 """What a token from an engine's socket costs the node, against a bare reader of the same stream.
 
-    python -m benchmarks.engine            three rounds of everything, three minutes
-    python -m benchmarks.engine --quick    one round, a minute
+    python -m benchmarks.engine            three rounds of everything, four minutes
+    python -m benchmarks.engine --quick    one round, a minute and a half
     python -m benchmarks.engine --only "64 x 10 ms,64 llama"
 
 The engine port is called as a provider calls it, and its answers end in a sink that counts. CPU is
