@@ -13,12 +13,15 @@ from aimo_node.config.values import is_loopback
 from aimo_node.dispatch.hosting import EnginePlan
 from aimo_node.dispatch.parameters import OwnerLimits
 from aimo_node.domain.ids import ModelName, Role
+from aimo_node.errors import ConfigError
 from aimo_node.ports.engine import Engine, EngineSettings
 from providers.child_environment import withhold
 
 ENGINE_FOLDER: Final = "engine"
 LABEL: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")
 """A label is a folder's name too."""
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+"""An engine's own name, and a label made of it."""
 
 
 class EngineMaker:
@@ -39,7 +42,13 @@ class EngineMaker:
         )
 
     def plan(self, section: EngineSection, label: str, *, essential: bool = True) -> EnginePlan:
-        """The plan for one engine; its folder is made."""
+        """The plan for one engine; its folder is made.
+
+        Raises:
+            ConfigError: its name is none.
+        """
+        if not _NAME.fullmatch(label):
+            raise ConfigError(f"{section.name[:80]!r} is no name of an engine")
         folder = self._folder / label
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         settings = self._engine_settings(section, folder)

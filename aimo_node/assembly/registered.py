@@ -159,8 +159,11 @@ class RegisteredEndpoints:
         )
 
     def _remember(self, entries: dict[str, dict[str, Any]]) -> None:
+        data = msgspec.json.format(msgspec.json.encode(entries))
+        if len(data) > FILE_BYTES_MAX:
+            raise InvalidRequest("the names of all endpoints and their models are too long")
         try:
-            _write_private(self._file, msgspec.json.format(msgspec.json.encode(entries)))
+            _write_private(self._file, data)
         except OSError as error:
             raise _refusal(error) from error
         self._entries = entries

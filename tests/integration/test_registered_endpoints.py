@@ -14,7 +14,12 @@ from trio.testing import wait_all_tasks_blocked
 
 from aimo_node.assembly.engines import EngineMaker
 from aimo_node.assembly.providing import ProviderSide
-from aimo_node.assembly.registered import REGISTERED_FILE, SETTLE_SECONDS, RegisteredEndpoints
+from aimo_node.assembly.registered import (
+    FILE_BYTES_MAX,
+    REGISTERED_FILE,
+    SETTLE_SECONDS,
+    RegisteredEndpoints,
+)
 from aimo_node.config.layers import Layer
 from aimo_node.config.loading import load_settings
 from aimo_node.config.provider import EngineSection
@@ -226,6 +231,24 @@ async def test_a_reason_is_a_sentence(state: Path) -> None:
         with pytest.raises(InvalidRequest, match=r"^requests_max: ") as caught:
             await node.registered.register(replace(WANTED, requests_max=-1))
         assert caught.value.param == "requests_max"
+
+
+async def test_no_more_is_remembered_than_is_read_again(
+    state: Path, autojump_clock: object
+) -> None:
+    """Else the node would not start any more."""
+    async with running(state) as node:
+        with pytest.raises(InvalidRequest, match="too long"):
+            await node.registered.register(replace(WANTED, served_name="x" * FILE_BYTES_MAX))
+        assert node.labels() == ([], [], [])
+
+
+@pytest.mark.parametrize("name", ["../../x", "/tmp/x", "a/b", "..", "x" * 300, "a\0"])
+def test_the_name_of_an_engine_is_no_path(state: Path, name: str) -> None:
+    section = EngineSection(name=name)
+    with pytest.raises(ConfigError, match="is no name of an engine"):
+        Maker(state).plan(section, name)
+    assert not state.exists()
 
 
 @pytest.mark.parametrize(
