@@ -324,9 +324,19 @@ class Terminal:
     def type(self, keys: str) -> None:
         os.write(self._main, keys.encode())
 
-    def wait_for(self, text: str) -> None:
+    def interrupt_until(self, text: str) -> None:
+        """Press Ctrl-C until `text` comes, as a person would: Python does not hear a signal that
+        comes between the prompt and the moment it begins to wait for a key."""
+        for _ in range(20):
+            self.type("\x03")
+            with contextlib.suppress(AssertionError):
+                self.wait_for(text, seconds=1)
+                return
+        raise AssertionError(f"{text!r} did not come")
+
+    def wait_for(self, text: str, seconds: float = 20) -> None:
         """Read until `text` has come; what came before is forgotten."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + seconds
         while text not in self._seen:
             assert time.monotonic() < deadline, f"{text!r} did not come, only {self._seen!r}"
             if select.select([self._main], [], [], 0.1)[0]:
@@ -372,8 +382,7 @@ def test_an_error_does_not_end_the_chat(edge: Script, terminal: Terminal) -> Non
     terminal.type("hello\n")
     terminal.wait_for("busy, come back")
     terminal.wait_for("> ")
-    terminal.type("\x03")
-    terminal.wait_for("Ctrl-D ends")
+    terminal.interrupt_until("Ctrl-D ends")
     terminal.wait_for("> ")  # a key before the prompt belongs to the terminal's other mode
     terminal.type("\x04")
     assert terminal.process.wait(20) == 0
