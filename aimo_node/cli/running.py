@@ -28,7 +28,7 @@ from aimo_node.telemetry.logs import configure_logging
 
 INTERRUPTED: Final = 130
 
-DRAIN_EXTRA_SECONDS: Final = 10.0
+DRAIN_EXTRA_SECONDS: Final = 20.0
 """What a node may take beyond its grace to end streams, close links and stop engines; then it is
 cancelled. Longer than any single time limit of the cleanup inside."""
 
