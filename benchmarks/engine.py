@@ -31,8 +31,8 @@ from benchmarks.bare_reader import BareReader
 from benchmarks.machine import describe_machine
 from benchmarks.token_readers import Sample, read_engine, run_beside
 from benchmarks.tools import build
+from providers.children.socket_folder import is_listening
 from providers.registry import create_engine
-from providers.socket_folder import is_listening
 
 LLAMA_TOKENS = 900
 """Near the demo model's context: prompts are worked off one after the other, and long answers

@@ -15,7 +15,7 @@ from aimo_node.dispatch.parameters import OwnerLimits
 from aimo_node.domain.ids import ModelName, Role
 from aimo_node.errors import ConfigError
 from aimo_node.ports.engine import Engine, EngineSettings
-from providers.child_environment import withhold
+from providers.children.child_environment import withhold
 
 ENGINE_FOLDER: Final = "engine"
 LABEL: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,39}")

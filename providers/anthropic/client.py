@@ -17,7 +17,7 @@ from providers.anthropic.refusals import refusal
 from providers.anthropic.request import counted
 from providers.anthropic.stream import MessageStream
 from providers.anthropic.whole import WholeMessage, write_whole
-from providers.upstream import (
+from providers.http.upstream import (
     REFUSAL_BYTES_MAX,
     Headers,
     Heed,

@@ -22,7 +22,7 @@ from aimo_node.errors import (
     PayloadTooLarge,
 )
 from providers.answers import NOT_JSON, one_line
-from providers.rate_limits import retry_after_seconds
+from providers.upstreams.rate_limits import retry_after_seconds
 
 _TYPE_OF_STATUS: Final[Mapping[int, str]] = {
     400: "invalid_request_error",

@@ -12,7 +12,7 @@ from aimo_node.errors import EngineFailed
 from aimo_node.ports.engine import AnswerSink
 from providers.answers import NOT_JSON
 from providers.anthropic.reader import MessageReader
-from providers.event_source import Event, EventSource
+from providers.http.event_source import Event, EventSource
 
 
 class _Text(msgspec.Struct, gc=False):

@@ -13,7 +13,7 @@ from providers.copilot.github import Connect
 from providers.copilot.headers import Editor, copilot_headers
 from providers.copilot.refusal import read_object, words_of
 from providers.copilot.tokens import CopilotToken, TokenKeeper
-from providers.upstream import REFUSAL_BYTES_MAX, Headers, Reply, Upstream, read_all
+from providers.http.upstream import REFUSAL_BYTES_MAX, Headers, Reply, Upstream, read_all
 
 ROOTS_MAX: Final = 4
 """Addresses of the API that are kept open; GitHub moves an account once in a blue moon."""

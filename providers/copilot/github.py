@@ -24,7 +24,7 @@ from providers.copilot.headers import Editor, github_headers
 from providers.copilot.refusal import CopilotError, read_object, words_of
 from providers.copilot.sites import Site, copilot_root
 from providers.copilot.tokens import CopilotToken, read_token
-from providers.upstream import Headers, Upstream, ask_once
+from providers.http.upstream import Headers, Upstream, ask_once
 
 ASK_SECONDS: Final = 20.0
 CONNECTIONS_MAX: Final = 4
@@ -37,7 +37,7 @@ Connect: TypeAlias = Callable[[str, int], Upstream]
 def connect(root: str, requests_max: int) -> Upstream:
     """A client of GitHub or of Copilot."""
     # Half a tenth of a second to load, and a process may have no use for it.
-    from providers.http_client import HttpUpstream  # noqa: PLC0415
+    from providers.http.client import HttpUpstream  # noqa: PLC0415
 
     return HttpUpstream(root, requests_max=requests_max)
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from aimo_node.domain.ids import RequestId
-from providers.upstream import Headers
+from providers.http.upstream import Headers
 
 GITHUB_API_VERSION: Final = "2025-04-01"
 

@@ -18,11 +18,11 @@ from providers.anthropic.client import MessagesApi
 from providers.anthropic.dialect import API_VERSION, NO_SAMPLING_SINCE
 from providers.anthropic.request import Rules, Translation, translate
 from providers.arguments import integer_between
-from providers.endpoints import read_key, split_endpoint
-from providers.listing_engine import NO_ACCESS, ListingEngine, UpstreamPlan
-from providers.model_list import ListedModel
-from providers.upstream import Heed
-from providers.upstream_settings import connect_to, upstream_arguments, upstream_plan
+from providers.http.upstream import Heed
+from providers.upstreams.endpoints import read_key, split_endpoint
+from providers.upstreams.listing_engine import NO_ACCESS, ListingEngine, UpstreamPlan
+from providers.upstreams.model_list import ListedModel
+from providers.upstreams.settings import connect_to, upstream_arguments, upstream_plan
 
 ENDPOINT_DEFAULT: Final = "https://api.anthropic.com"
 REQUESTS_MAX_DEFAULT: Final = 64

@@ -33,10 +33,10 @@ from providers.copilot.github import Connect, GitHub, connect
 from providers.copilot.headers import Editor, chat_headers
 from providers.copilot.refusal import CopilotError, read_object
 from providers.copilot.tokens import CopilotToken, Moment, TokenKeeper, read_clocks
-from providers.openai_dialect import ask
-from providers.openai_whole import WholeAnswer
-from providers.probed_engine import ProbedEngine
-from providers.upstream import ask_once
+from providers.http.upstream import ask_once
+from providers.openai.dialect import ask
+from providers.openai.whole import WholeAnswer
+from providers.upstreams.probed_engine import ProbedEngine
 
 REQUESTS_MAX_DEFAULT: Final = 16
 PROBE_SECONDS: Final = 10.0

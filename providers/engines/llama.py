@@ -37,22 +37,22 @@ from providers.admission import Admission
 from providers.answer_meter import AnswerMeter
 from providers.answers import NOT_JSON
 from providers.arguments import EngineArguments, integer_between
-from providers.cache_slots import Slot
-from providers.llama_child import LlamaChild
-from providers.llama_plan import POOLINGS, REQUESTS_MAX_DEFAULT, LlamaPlan, completed
-from providers.llama_requests import (
+from providers.children.supervisor import RestartPolicy, Supervisor
+from providers.http.upstream import ask_once
+from providers.llama.cache_slots import Slot
+from providers.llama.child import LlamaChild
+from providers.llama.plan import POOLINGS, REQUESTS_MAX_DEFAULT, LlamaPlan, completed
+from providers.llama.requests import (
     PATHS,
     OverflowTold,
     answer_bodies,
     embeddings_body,
     prompts_of,
 )
-from providers.openai_dialect import ask, ask_data, refusal
-from providers.openai_whole import WholeAnswer
-from providers.several_answers import SeveralAnswers
-from providers.supervisor import RestartPolicy, Supervisor
-from providers.upstream import ask_once
-from providers.whole_completion import LegacyLogprobs, WholeCompletion
+from providers.llama.several_answers import SeveralAnswers
+from providers.llama.whole_completion import LegacyLogprobs, WholeCompletion
+from providers.openai.dialect import ask, ask_data, refusal
+from providers.openai.whole import WholeAnswer
 
 DEMO_MODEL: Final = "tiny"
 PACKAGE: Final = "xllamacpp"

@@ -9,13 +9,13 @@ from typing import Any, Final
 from aimo_node.domain.ids import Endpoint
 from aimo_node.errors import InvalidRequest
 from aimo_node.ports.engine import AnswerSink, EngineRequest, EngineSettings
-from providers.endpoints import read_key, split_endpoint
-from providers.listing_engine import ListingEngine, UpstreamPlan
-from providers.model_list import ListedModel, read_models
-from providers.model_offer import endpoints_of
-from providers.openai_dialect import ask, ask_data
-from providers.upstream import Heed, Upstream, ask_once
-from providers.upstream_settings import connect_to, upstream_arguments, upstream_plan
+from providers.http.upstream import Heed, Upstream, ask_once
+from providers.openai.dialect import ask, ask_data
+from providers.upstreams.endpoints import read_key, split_endpoint
+from providers.upstreams.listing_engine import ListingEngine, UpstreamPlan
+from providers.upstreams.model_list import ListedModel, read_models
+from providers.upstreams.model_offer import endpoints_of
+from providers.upstreams.settings import connect_to, upstream_arguments, upstream_plan
 
 REQUESTS_MAX_DEFAULT: Final = 64
 LIST_SECONDS: Final = 5.0

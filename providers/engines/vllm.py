@@ -31,9 +31,9 @@ from aimo_node.ports.engine import (
 )
 from providers.admission import Admission
 from providers.answers import NOT_JSON
-from providers.openai_dialect import ask, ask_data, refusal
-from providers.supervisor import RestartPolicy, Supervisor
-from providers.upstream import ask_once
+from providers.children.supervisor import RestartPolicy, Supervisor
+from providers.http.upstream import ask_once
+from providers.openai.dialect import ask, ask_data, refusal
 from providers.vllm.arguments import VllmPlan, has_vllm, read_plan
 from providers.vllm.child import VllmChild, missing
 from providers.vllm.load import METRICS_BYTES_MAX, LoadMeter, read_metrics

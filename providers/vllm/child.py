@@ -17,12 +17,17 @@ import trio
 from aimo_node.domain.models import EngineState
 from aimo_node.errors import EngineFailed, EngineStartFailed
 from aimo_node.ports.engine import Progress
-from providers.bounded_log import BoundedLog
-from providers.process import ChildProcess, Farewell, start_child
-from providers.safeguard import Traces, clear_orphans
-from providers.socket_folder import claim_socket, nearby_folder, remove_socket, socket_traces
-from providers.unix_client import UnixUpstream
-from providers.upstream import ask_once
+from providers.children.bounded_log import BoundedLog
+from providers.children.process import ChildProcess, Farewell, start_child
+from providers.children.safeguard import Traces, clear_orphans
+from providers.children.socket_folder import (
+    claim_socket,
+    nearby_folder,
+    remove_socket,
+    socket_traces,
+)
+from providers.http.unix_client import UnixUpstream
+from providers.http.upstream import ask_once
 from providers.vllm.arguments import VllmPlan
 from providers.vllm.failures import explain
 from providers.vllm.hub_cache import downloaded_bytes
@@ -51,7 +56,7 @@ _log: Final = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class VllmProgram:
-    """vLLM's server, as `providers.process.start_child` takes it.
+    """vLLM's server, as `providers.children.process.start_child` takes it.
 
     Attributes:
         sockets: a private folder for those that vLLM makes for itself.
@@ -100,7 +105,7 @@ class VllmProgram:
 
 
 class VllmChild:
-    """The supervisor's charge, see `providers.supervisor.Charge`.
+    """The supervisor's charge, see `providers.children.supervisor.Charge`.
 
     Attributes:
         ready: called after each start.

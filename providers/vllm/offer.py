@@ -15,8 +15,8 @@ from aimo_node.domain.ids import Endpoint, ModelName
 from aimo_node.domain.models import Feature, ModelInfo
 from aimo_node.errors import EngineFailed, EngineStartFailed
 from providers.answers import NOT_JSON
+from providers.http.upstream import Upstream, ask_once
 from providers.model_digest import gguf_parts, model_digest, snapshot_parts
-from providers.upstream import Upstream, ask_once
 from providers.vllm.arguments import VllmPlan
 from providers.vllm.hub_cache import model_folder, snapshot
 from providers.vllm.tools import read_config

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from providers.bounded_log import BoundedLog
+from providers.children.bounded_log import BoundedLog
 
 LINES_MAX: Final = 1000
 """A failed start ends with a traceback of each process, some 300 lines; the cause comes first."""

@@ -25,7 +25,7 @@ def main() -> None:
     here = Path(__file__).resolve().parent
     # The folder of this file holds modules with common names; vLLM's must not find them.
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != here]
-    _die_with_parent(here.parent / "parent_watch.py")
+    _die_with_parent(here.parent / "children" / "parent_watch.py")
     os.dup2(2, 1)
     for module in MODULES:
         if _is_there(module):

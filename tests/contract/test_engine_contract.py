@@ -21,11 +21,11 @@ from aimo_node.testing import upstream_scripts as scripts
 from aimo_node.testing.engine_contract import Case, EngineContract, EngineHarness
 from aimo_node.testing.fake_engine import FAKE_ANSWER, FakeEngine, Fault
 from aimo_node.testing.upstream import StandInUpstream, stand_in_upstream
+from providers.children.supervisor import RestartPolicy
 from providers.engines import llama
+from providers.http.unix_client import UnixUpstream
+from providers.http.upstream import ask_once
 from providers.registry import create_engine
-from providers.supervisor import RestartPolicy
-from providers.unix_client import UnixUpstream
-from providers.upstream import ask_once
 
 
 def messages(text: str) -> list[dict[str, Any]]:

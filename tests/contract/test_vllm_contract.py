@@ -21,12 +21,12 @@ from aimo_node.domain.ids import ModelName
 from aimo_node.ports.engine import Engine, EngineSettings
 from aimo_node.testing import engine_contract, vllm_standin
 from aimo_node.testing.engine_contract import Case, EngineContract, EngineHarness, eventually
-from providers import orphans
+from providers.children import orphans
+from providers.children.supervisor import RestartPolicy
 from providers.engines.vllm import VllmEngine
+from providers.http.unix_client import UnixUpstream
+from providers.http.upstream import ask_once
 from providers.registry import create_engine
-from providers.supervisor import RestartPolicy
-from providers.unix_client import UnixUpstream
-from providers.upstream import ask_once
 
 REAL_PYTHON = os.environ.get("AIMO_TEST_VLLM_PYTHON", "")
 QUICK = RestartPolicy(delay_seconds=0.05, probe_every_seconds=0.2)

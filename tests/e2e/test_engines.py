@@ -99,7 +99,7 @@ async def test_one_provider_serves_several_engines_and_unloads_idle_ones(shared,
         return await state_of_sleepy() == "stopped"
 
     await eventually(is_stopped, SEEN_SECONDS, "the idle engine is not unloaded", node)
-    assert not node.children_running("llama_server"), "its process is gone"
+    assert not node.children_running("llama.server"), "its process is gone"
     report = await engine_status(node)
     assert {label: one["state"] for label, one in report.items()} == {
         "echo": "running",
@@ -130,7 +130,7 @@ async def test_a_dead_engine_leaves_routing_and_comes_back_by_itself(shared, gue
     node = guests.provider("", *flags, name="mortal", engine="llama")
     await until_known(shared.edge, node)
     whole_weights = weights.read_bytes()
-    (child,) = node.children_running("llama_server")
+    (child,) = node.children_running("llama.server")
     weights.unlink()
     weights.write_bytes(b"GGUF is not what this is")
     os.killpg(child.pid, signal.SIGKILL)

@@ -32,7 +32,7 @@ async def llama(guests: Mesh, name: str) -> NodeProcess:
 
 async def engine_of(provider: NodeProcess) -> psutil.Process:
     """The engine's process."""
-    (child,) = provider.children_running("llama_server")
+    (child,) = provider.children_running("llama.server")
     assert child.is_running()
     return child
 
@@ -129,7 +129,7 @@ async def test_killed_engine_is_replaced(shared, guests):
         return answer.json["choices"][0]["message"]["content"].strip() == "7"
 
     await eventually(answers, 10, "no new engine answers", provider)
-    (another,) = provider.children_running("llama_server")
+    (another,) = provider.children_running("llama.server")
     assert another.pid != engine.pid
 
 

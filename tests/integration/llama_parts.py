@@ -19,7 +19,7 @@ from aimo_node.testing.recording_sink import RecordingSink
 
 HERE = Path(__file__).parent
 STORY = "Tell me a sea story about Ada and a kite."
-REAPER = "providers.reaper"
+REAPER = "providers.children.reaper"
 
 
 @asynccontextmanager

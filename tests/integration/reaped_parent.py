@@ -11,8 +11,8 @@ from pathlib import Path
 
 import trio
 
-from providers.process import Farewell, start_child
-from providers.safeguard import Traces
+from providers.children.process import Farewell, start_child
+from providers.children.safeguard import Traces
 
 CHILD = """
 import mmap, os, signal, socket, subprocess, sys, time

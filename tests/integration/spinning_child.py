@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from providers.parent_watch import die_with_parent
+from providers.children.parent_watch import die_with_parent
 
 if sys.argv[1] == "parent":
     child = subprocess.Popen(

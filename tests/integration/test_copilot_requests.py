@@ -27,8 +27,8 @@ from providers.copilot.credentials import (
 )
 from providers.copilot.sites import AccountType
 from providers.engines.copilot import CopilotEngine, create
-from providers.http_client import HttpUpstream
-from providers.upstream import Upstream
+from providers.http.client import HttpUpstream
+from providers.http.upstream import Upstream
 from tests.integration.copilot_engines import (
     answer,
     failure,

@@ -11,8 +11,8 @@ from aimo_node.assembly.engines import EngineMaker
 from aimo_node.config.provider import EngineSection
 from aimo_node.config.settings import NodeSettings, Settings
 from aimo_node.domain.ids import Role
-from providers.endpoints import read_key
-from providers.process import PythonProgram, start_child
+from providers.children.process import PythonProgram, start_child
+from providers.upstreams.endpoints import read_key
 from tests.integration.llama_parts import children_of, running
 
 KEY = "sk-of-another-engine"

@@ -15,8 +15,8 @@ from aimo_node.errors import ContextLengthExceeded, InvalidRequest
 from aimo_node.ports.engine import EngineSettings
 from aimo_node.testing.engine_contract import eventually
 from aimo_node.testing.recording_sink import RecordingSink
+from providers.children.supervisor import RestartPolicy
 from providers.engines.llama import LlamaEngine, create
-from providers.supervisor import RestartPolicy
 from tests.integration.llama_parts import STORY, answer, asked, completion, request, running
 from tests.integration.minilm_gguf import convert
 from tests.integration.tiny_bert import CONTEXT, HIDDEN, make_tiny_bert

@@ -17,10 +17,10 @@ from aimo_node.errors import EngineFailed, EngineStartFailed, InvalidRequest
 from aimo_node.ports.engine import EngineSettings
 from aimo_node.testing.engine_contract import eventually
 from aimo_node.testing.recording_sink import RecordingSink
+from providers.children.supervisor import RestartPolicy
 from providers.demo_model import GGUF_FILE, digests, gguf_path
 from providers.engines.llama import LlamaEngine, create
 from providers.model_digest import ModelParts, model_digest
-from providers.supervisor import RestartPolicy
 from tests.integration.llama_parts import (
     STORY,
     answer,

@@ -16,11 +16,11 @@ from aimo_node.errors import EngineFailed
 from aimo_node.ports.engine import EngineSettings
 from aimo_node.testing.engine_contract import eventually, eventually_async
 from aimo_node.testing.recording_sink import RecordingSink
+from providers.children.orphans import Process, Run, process, write_run
+from providers.children.supervisor import RestartPolicy
 from providers.engines.llama import LlamaEngine, create
-from providers.orphans import Process, Run, process, write_run
-from providers.supervisor import RestartPolicy
-from providers.unix_client import UnixUpstream
-from providers.upstream import ask_once
+from providers.http.unix_client import UnixUpstream
+from providers.http.upstream import ask_once
 from tests.integration.llama_parts import (
     STORY,
     answer,

@@ -18,8 +18,8 @@ from aimo_node.ports.engine import EngineSettings
 from providers.demo_model import gguf_path
 from providers.engines import llama
 from providers.engines.llama import create
-from providers.llama_child import explained
-from providers.llama_plan import LlamaPlan, check_memory
+from providers.llama.child import explained
+from providers.llama.plan import LlamaPlan, check_memory
 from tests.integration.llama_parts import children_of, failure_of, running
 
 NOBODY = 65534

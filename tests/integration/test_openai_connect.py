@@ -11,8 +11,8 @@ from aimo_node.testing.engine_contract import eventually
 from aimo_node.testing.recording_sink import RecordingSink
 from aimo_node.testing.upstream import stand_in_upstream
 from providers.engines.openai_http import create
-from providers.http_client import HttpUpstream
-from providers.upstream import Unreachable, ask_once
+from providers.http.client import HttpUpstream
+from providers.http.upstream import Unreachable, ask_once
 from tests.integration.openai_calls import request, running, settings
 
 MODELS = b'{"data":[{"id":"stand-in"}]}'
@@ -121,8 +121,8 @@ async def test_start_gives_up_in_the_time_the_owner_sets(tmp_path, free_port):
 
 
 async def test_time_that_is_left_is_told_again_and_again(tmp_path, free_port, monkeypatch):
-    monkeypatch.setattr("providers.upstream_start.TELL_SECONDS", 0.0)
-    monkeypatch.setattr("providers.upstream_start.RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("providers.upstreams.start.TELL_SECONDS", 0.0)
+    monkeypatch.setattr("providers.upstreams.start.RETRY_SECONDS", 0.0)
     told = []
     engine = create(settings(tmp_path, f"http://127.0.0.1:{free_port}", "--start-seconds", "600"))
     async with trio.open_nursery() as nursery:
@@ -134,7 +134,7 @@ async def test_time_that_is_left_is_told_again_and_again(tmp_path, free_port, mo
 
 @pytest.mark.parametrize("status", [429, 502, 503, 504])
 async def test_server_that_still_loads_is_waited_for(tmp_path, monkeypatch, status):
-    monkeypatch.setattr("providers.upstream_start.RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("providers.upstreams.start.RETRY_SECONDS", 0.01)
     told = []
     async with stand_in_upstream(scripts.answer()) as upstream, trio.open_nursery() as nursery:
         honest, upstream.models = upstream.models, scripts.refusal(status)

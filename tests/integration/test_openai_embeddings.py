@@ -22,7 +22,7 @@ from aimo_node.testing.recording_sink import RecordingSink
 from aimo_node.testing.upstream import Whole, stand_in_upstream
 from aimo_node.testing.upstream_scripts import exactly
 from providers.engines.openai_http import create
-from providers.upstream import ANSWER_BYTES_MAX
+from providers.http.upstream import ANSWER_BYTES_MAX
 from tests.integration.openai_calls import answer, embed, refused, request, running, settings
 
 

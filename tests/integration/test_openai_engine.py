@@ -33,7 +33,7 @@ from aimo_node.testing.recording_sink import RecordingSink
 from aimo_node.testing.upstream import Pause, Whole, stand_in_upstream
 from aimo_node.testing.upstream_scripts import DONE, chunk, exactly, text
 from providers.engines.openai_http import create
-from providers.upstream import ANSWER_BYTES_MAX
+from providers.http.upstream import ANSWER_BYTES_MAX
 from tests.integration.openai_calls import answer, failure, request, running, settings
 
 SAID = "".join(scripts.WORDS)
@@ -233,7 +233,7 @@ async def test_start_waits_for_an_upstream_that_comes_up_later(folder):
 
 
 async def test_start_tells_once_why_it_waits(folder, monkeypatch):
-    monkeypatch.setattr("providers.upstream_start.RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("providers.upstreams.start.RETRY_SECONDS", 0.0)
     path, tries, told = folder / "hangs-up.sock", [], []
 
     async def hang_up(stream: trio.SocketStream) -> None:

@@ -13,9 +13,9 @@ from aimo_node.testing import upstream_scripts as scripts
 from aimo_node.testing.recording_sink import RecordingSink
 from aimo_node.testing.upstream import stand_in_upstream
 from providers.engines.openai_http import create
-from providers.http_client import HttpUpstream
-from providers.unix_client import UnixUpstream
-from providers.upstream import ask_once
+from providers.http.client import HttpUpstream
+from providers.http.unix_client import UnixUpstream
+from providers.http.upstream import ask_once
 from tests.integration.openai_calls import answer, request, running, settings
 
 KEY = "sk-very-secret-0123456789"

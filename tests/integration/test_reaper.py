@@ -14,9 +14,9 @@ import trio
 
 from aimo_node.errors import EngineStartFailed
 from aimo_node.testing.engine_contract import eventually
-from providers import orphans
-from providers.orphans import Process, Run
-from providers.safeguard import clear_orphans
+from providers.children import orphans
+from providers.children.orphans import Process, Run
+from providers.children.safeguard import clear_orphans
 from tests.integration.reaped_parent import start
 
 HERE = Path(__file__).parent
@@ -37,7 +37,7 @@ def reapers_of(folder):
     found = []
     for candidate in psutil.process_iter(["cmdline"]):
         line = candidate.info["cmdline"] or []
-        if "providers.reaper" in line and str(folder / "engine.run") in line:
+        if "providers.children.reaper" in line and str(folder / "engine.run") in line:
             found.append(candidate)
     return [one for one in found if one.status() != psutil.STATUS_ZOMBIE]
 

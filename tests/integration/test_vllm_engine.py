@@ -21,8 +21,8 @@ from aimo_node.errors import (
 from aimo_node.testing.engine_contract import eventually, eventually_async
 from aimo_node.testing.recording_sink import RecordingSink
 from aimo_node.testing.vllm_standin import ANSWER, CONTEXT_TOKENS, CONTINUED_AT, install
-from providers.unix_client import UnixUpstream
-from providers.upstream import ask_once
+from providers.http.unix_client import UnixUpstream
+from providers.http.upstream import ask_once
 from tests.integration.vllm_engines import (
     SAID,
     answer,

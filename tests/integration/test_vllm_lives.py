@@ -23,9 +23,9 @@ from aimo_node.ports.engine import EngineSettings
 from aimo_node.testing.engine_contract import eventually
 from aimo_node.testing.recording_sink import RecordingSink
 from aimo_node.testing.vllm_standin import install
-from providers import orphans
+from providers.children import orphans
+from providers.children.supervisor import RestartPolicy
 from providers.engines.vllm import create
-from providers.supervisor import RestartPolicy
 from tests.integration.vllm_engines import (
     SAID,
     answer,
@@ -179,7 +179,7 @@ def reapers_of(folder):
     return [
         one
         for one in psutil.process_iter(["cmdline"])
-        if "providers.reaper" in (one.info["cmdline"] or [])
+        if "providers.children.reaper" in (one.info["cmdline"] or [])
         and str(folder / "vllm.run") in one.info["cmdline"]
     ]
 

@@ -27,9 +27,9 @@ from aimo_node.testing.engine_contract import eventually, eventually_async
 from aimo_node.testing.recording_sink import RecordingSink
 from providers.demo_model import directory
 from providers.engines.vllm import create
+from providers.http.unix_client import UnixUpstream
+from providers.http.upstream import ask_once
 from providers.model_digest import model_digest, snapshot_parts
-from providers.unix_client import UnixUpstream
-from providers.upstream import ask_once
 
 REAL_PYTHON = os.environ.get("AIMO_TEST_VLLM_PYTHON", "")
 START_SECONDS = 300

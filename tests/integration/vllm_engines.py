@@ -16,9 +16,9 @@ from aimo_node.errors import (
 from aimo_node.ports.engine import EngineRequest, EngineSettings
 from aimo_node.testing.recording_sink import RecordingSink
 from aimo_node.testing.vllm_standin import ANSWER
-from providers import orphans
+from providers.children import orphans
+from providers.children.supervisor import RestartPolicy
 from providers.engines.vllm import VllmEngine, create
-from providers.supervisor import RestartPolicy
 
 SAID = "".join(ANSWER)
 QUICK = RestartPolicy(delay_seconds=0.05, probe_every_seconds=0.1)

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from aimo_node.errors import EngineFailed
 from aimo_node.testing.recording_sink import RecordingSink
 from aimo_node.testing.upstream_scripts import DONE, chunk, event, text, usage
-from providers.http_body import ChunkedBody
-from providers.openai_data import DataAnswer
-from providers.openai_stream import AnswerStream
-from providers.openai_whole import WholeAnswer, write_whole
+from providers.http.body import ChunkedBody
+from providers.openai.data import DataAnswer
+from providers.openai.stream import AnswerStream
+from providers.openai.whole import WholeAnswer, write_whole
 
 
 def cut(data, sizes):

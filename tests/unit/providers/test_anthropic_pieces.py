@@ -22,7 +22,7 @@ from providers.anthropic.catalogue import ModelFacts, read_page
 from providers.anthropic.dialect import FINISH_OF_STOP, STOP_OF_FINISH
 from providers.anthropic.refusals import refusal
 from providers.anthropic.stream import MessageStream
-from providers.event_source import EVENT_BYTES_MAX, Event, EventSource
+from providers.http.event_source import EVENT_BYTES_MAX, Event, EventSource
 
 FRAME_BYTES_MAX = 65_536
 """What one delta may be on a link."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from providers.http_body import ChunkedBody
+from providers.http.body import ChunkedBody
 
 CHUNK = b"3\r\nabc\r\n"
 

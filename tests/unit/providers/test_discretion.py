@@ -3,7 +3,7 @@
 import pytest
 
 from aimo_node.errors import ContextLengthExceeded, EngineFailed, InvalidRequest, Overloaded
-from providers.discretion import Discretion
+from providers.upstreams.discretion import Discretion
 
 
 @pytest.mark.parametrize(

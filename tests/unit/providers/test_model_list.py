@@ -7,7 +7,7 @@ import pytest
 from aimo_node.domain.ids import Endpoint
 from aimo_node.domain.models import Feature
 from aimo_node.errors import EngineStartFailed
-from providers.model_list import ListedModel, read_models
+from providers.upstreams.model_list import ListedModel, read_models
 
 TALKS = (Endpoint.CHAT, Endpoint.COMPLETIONS)
 

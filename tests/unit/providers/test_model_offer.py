@@ -6,8 +6,8 @@ from aimo_node.domain.ids import Endpoint
 from aimo_node.domain.models import Feature
 from aimo_node.errors import EngineStartFailed
 from aimo_node.protocol import limits
-from providers.model_list import ListedModel
-from providers.model_offer import (
+from providers.upstreams.model_list import ListedModel
+from providers.upstreams.model_offer import (
     DEFAULT_ENDPOINTS,
     DEFAULT_FEATURES,
     MODELS_MAX,

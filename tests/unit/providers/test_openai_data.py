@@ -9,7 +9,7 @@ import pytest
 from aimo_node.dispatch.sinks import ANSWER_BYTES_MAX
 from aimo_node.domain.answer import Usage
 from aimo_node.errors import EngineFailed, InvalidRequest
-from providers.openai_data import DATA_BYTES_MAX, DataAnswer, inputs_of
+from providers.openai.data import DATA_BYTES_MAX, DataAnswer, inputs_of
 
 
 def body(*entries, **more):

@@ -13,7 +13,7 @@ from aimo_node.errors import (
     PayloadTooLarge,
 )
 from providers.answers import MESSAGE_CHARACTERS_MAX
-from providers.openai_dialect import refusal
+from providers.openai.dialect import refusal
 
 
 def error(message="", **more):

@@ -10,7 +10,7 @@ from aimo_node.errors import EngineFailed
 from aimo_node.testing.recording_sink import RecordingSink
 from aimo_node.testing.upstream_scripts import DONE, chunk, event, text, usage
 from providers.answers import PIECE_CHARACTERS_MAX
-from providers.openai_stream import EVENT_BYTES_MAX, AnswerStream
+from providers.openai.stream import EVENT_BYTES_MAX, AnswerStream
 
 STOP = chunk({}, "stop")
 

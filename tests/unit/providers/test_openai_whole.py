@@ -9,7 +9,7 @@ from aimo_node.domain.ids import FinishReason
 from aimo_node.errors import EngineFailed
 from aimo_node.testing.recording_sink import RecordingSink
 from providers.answers import PIECE_CHARACTERS_MAX
-from providers.openai_whole import WholeAnswer, write_whole
+from providers.openai.whole import WholeAnswer, write_whole
 
 
 def body(*choices, **more):

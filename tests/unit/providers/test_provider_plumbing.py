@@ -10,15 +10,15 @@ import trio
 import trio.testing
 
 from aimo_node.errors import ConfigError, Draining, EngineFailed, EngineStartFailed, Overloaded
-from providers import socket_folder
 from providers.admission import Admission
-from providers.bounded_log import BoundedLog
-from providers.cache_slots import CacheSlots
+from providers.children import socket_folder
+from providers.children.bounded_log import BoundedLog
+from providers.children.socket_folder import claim_socket, remove_socket
 from providers.demo_model import gguf_path
-from providers.endpoints import read_key, split_endpoint
-from providers.gguf_head import read_head
-from providers.http_body import CHUNK_LINE_BYTES_MAX, ChunkedBody, SizedBody
-from providers.socket_folder import claim_socket, remove_socket
+from providers.http.body import CHUNK_LINE_BYTES_MAX, ChunkedBody, SizedBody
+from providers.llama.cache_slots import CacheSlots
+from providers.llama.gguf_head import read_head
+from providers.upstreams.endpoints import read_key, split_endpoint
 
 
 def test_place_is_given_back_after_a_failure():

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from providers.rate_limits import (
+from providers.upstreams.rate_limits import (
     CLOSED_SECONDS_MAX,
     RateLimits,
     Window,

@@ -15,9 +15,8 @@ from aimo_node.errors import EngineFailed
 from aimo_node.testing.engine_contract import eventually
 from aimo_node.testing.recording_sink import RecordingSink
 from aimo_node.testing.upstream_scripts import DONE, chunk, text
-from providers import unix_client
-from providers.openai_dialect import ask
-from providers.socket_pump import (
+from providers.http import unix_client
+from providers.http.socket_pump import (
     GATHER_SECONDS,
     RECEIVE_BYTES,
     STREAMS_MANY,
@@ -25,8 +24,9 @@ from providers.socket_pump import (
     SocketPump,
     socket_pump,
 )
-from providers.unix_client import UnixUpstream
-from providers.upstream import Unreachable
+from providers.http.unix_client import UnixUpstream
+from providers.http.upstream import Unreachable
+from providers.openai.dialect import ask
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 SECONDS = 10

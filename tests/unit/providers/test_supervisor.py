@@ -10,7 +10,7 @@ import trio.testing
 
 from aimo_node.domain.models import EngineState, Health
 from aimo_node.errors import EngineStartFailed
-from providers.supervisor import RestartPolicy, Supervisor
+from providers.children.supervisor import RestartPolicy, Supervisor
 
 
 class FakeChild:

@@ -4,7 +4,7 @@ import pytest
 
 from aimo_node.domain.models import EngineState
 from aimo_node.testing.vllm_standin import START_LOG
-from providers.bounded_log import BoundedLog
+from providers.children.bounded_log import BoundedLog
 from providers.vllm.output import LINES_MAX, Output, plain_line
 from providers.vllm.progress import step_of
 

@@ -21,11 +21,7 @@ from aimo_node.errors import (
 )
 from aimo_node.ports.engine import AnswerSink
 from providers.answers import NOT_JSON, one_line
-from providers.openai_data import DataAnswer, inputs_of, too_much_data
-from providers.openai_stream import AnswerStream
-from providers.openai_whole import write_whole
-from providers.rate_limits import retry_after_seconds
-from providers.upstream import (
+from providers.http.upstream import (
     REFUSAL_BYTES_MAX,
     AnswerTooLong,
     Headers,
@@ -36,6 +32,10 @@ from providers.upstream import (
     say_goodbye,
     wall_clock,
 )
+from providers.openai.data import DataAnswer, inputs_of, too_much_data
+from providers.openai.stream import AnswerStream
+from providers.openai.whole import write_whole
+from providers.upstreams.rate_limits import retry_after_seconds
 
 _CONTEXT_CODES: Final = frozenset({"context_length_exceeded", "exceed_context_size_error"})
 _CONTEXT_WORDS: Final = re.compile(

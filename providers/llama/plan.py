@@ -11,8 +11,8 @@ from typing import Any, Final
 from aimo_node.domain.ids import Endpoint, ModelName
 from aimo_node.domain.models import Feature, ModelInfo
 from aimo_node.errors import EngineStartFailed
-from providers.free_memory import has_accelerator, memory_free_bytes
-from providers.gguf_head import GgufHead, read_head
+from providers.llama.free_memory import has_accelerator, memory_free_bytes
+from providers.llama.gguf_head import GgufHead, read_head
 from providers.model_digest import gguf_files, gguf_parts, model_digest
 
 CONTEXT_TOKENS_DEFAULT: Final = 8192
@@ -64,7 +64,7 @@ class LlamaPlan:
         return Endpoint.EMBEDDINGS in self.endpoints
 
     def child_settings(self, socket: Path) -> dict[str, Any]:
-        """What `providers.llama_server` is told."""
+        """What `providers.llama.server` is told."""
         return {
             "model": str(self.weights),
             "name": self.name,

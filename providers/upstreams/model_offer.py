@@ -10,7 +10,7 @@ from typing import Final
 from aimo_node.domain.ids import Endpoint, ModelName
 from aimo_node.domain.models import Feature, ModelInfo
 from aimo_node.errors import EngineStartFailed
-from providers.model_list import ListedModel
+from providers.upstreams.model_list import ListedModel
 
 EVERY_MODEL: Final = "*"
 MODELS_MAX: Final = 64

@@ -16,9 +16,9 @@ import h11
 import trio
 
 from aimo_node.errors import EngineFailed
-from providers.http_body import BodyDecoder, ChunkedBody, SizedBody, UnsizedBody
-from providers.socket_pump import RECEIVE_BYTES, socket_pump
-from providers.upstream import ANSWER_BYTES_MAX, Feed, Headers, Unreachable
+from providers.http.body import BodyDecoder, ChunkedBody, SizedBody, UnsizedBody
+from providers.http.socket_pump import RECEIVE_BYTES, socket_pump
+from providers.http.upstream import ANSWER_BYTES_MAX, Feed, Headers, Unreachable
 
 HEAD_BYTES_MAX: Final = 16_384
 

@@ -17,14 +17,14 @@ import trio
 from aimo_node.errors import EngineFailed
 from aimo_node.ports.engine import Progress
 from providers.answers import NOT_JSON
-from providers.bounded_log import BoundedLog
-from providers.cache_slots import CacheSlots
-from providers.llama_plan import LlamaPlan, remember_checked
-from providers.process import ChildProcess, Farewell, PythonProgram, start_child
-from providers.safeguard import Traces, clear_orphans
-from providers.socket_folder import claim_socket, remove_socket, socket_traces
-from providers.unix_client import UnixUpstream
-from providers.upstream import ask_once
+from providers.children.bounded_log import BoundedLog
+from providers.children.process import ChildProcess, Farewell, PythonProgram, start_child
+from providers.children.safeguard import Traces, clear_orphans
+from providers.children.socket_folder import claim_socket, remove_socket, socket_traces
+from providers.http.unix_client import UnixUpstream
+from providers.http.upstream import ask_once
+from providers.llama.cache_slots import CacheSlots
+from providers.llama.plan import LlamaPlan, remember_checked
 
 PROGRESS_EVERY_SECONDS: Final = 2.0
 SLOTS_TIMEOUT_SECONDS: Final = 1.0
@@ -55,7 +55,7 @@ _log: Final = structlog.get_logger()
 
 
 class LlamaChild:
-    """The supervisor's charge, see `providers.supervisor.Charge`.
+    """The supervisor's charge, see `providers.children.supervisor.Charge`.
 
     Attributes:
         plan: complete before the first launch.
@@ -87,7 +87,7 @@ class LlamaChild:
             self._log = BoundedLog(plan.state_folder / "llama.log")
         self._log.begin(_title(plan))
         settings = json.dumps(plan.child_settings(self._socket))
-        program = PythonProgram("providers.llama_server", [settings], plan.state_folder)
+        program = PythonProgram("providers.llama.server", [settings], plan.state_folder)
         farewell = Farewell(traces=Traces(run_file, socket_traces(self._socket)))
         # Cancelled between child and reaper it would leave one without the other for a moment.
         with trio.CancelScope(shield=True):

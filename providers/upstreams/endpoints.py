@@ -11,7 +11,7 @@ from urllib.parse import SplitResult, urlsplit
 import structlog
 
 from aimo_node.errors import ConfigError
-from providers.child_environment import withhold
+from providers.children.child_environment import withhold
 
 API_KEY_BYTES_MAX: Final = 8192
 _OTHERS_MAY_READ: Final = stat.S_IRGRP | stat.S_IROTH

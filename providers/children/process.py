@@ -19,8 +19,8 @@ from typing import Final, Protocol
 import trio
 
 from aimo_node.errors import EngineStartFailed
-from providers.child_environment import for_children
-from providers.safeguard import Safeguard, Traces, start_safeguard
+from providers.children.child_environment import for_children
+from providers.children.safeguard import Safeguard, Traces, start_safeguard
 
 ANSWER_BYTES_MAX: Final = 4096
 END_SECONDS: Final = 5.0
@@ -83,7 +83,7 @@ class PythonProgram:
 
     def environment(self) -> dict[str, str]:
         """Ours, and the path by which the child finds this distribution."""
-        ours = str(Path(__file__).resolve().parent.parent)
+        ours = str(Path(__file__).resolve().parents[2])
         inherited = os.environ.get("PYTHONPATH")
         return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [ours, inherited]))}
 

@@ -13,7 +13,7 @@ import msgspec
 from aimo_node.domain.answer import Usage
 from aimo_node.errors import EngineFailed, InvalidRequest
 from providers.answers import NOT_JSON
-from providers.openai_stream import raise_error_in, read_usage
+from providers.openai.stream import raise_error_in, read_usage
 
 DATA_BYTES_MAX: Final = 8 << 20
 """What the mesh carries as one answer: 1,000 vectors of 1,536 numbers in base64, 250 as JSON."""

@@ -18,9 +18,10 @@ import trio
 from aimo_node.domain.models import Load, ModelInfo
 from aimo_node.errors import EngineFailed, EngineStartFailed, ModelNotFound, Overloaded
 from aimo_node.ports.engine import AnswerSink, Capabilities, EngineRequest, Progress
-from providers.discretion import Discretion
-from providers.model_list import ListedModel
-from providers.model_offer import (
+from providers.http.upstream import Heed, wall_clock
+from providers.upstreams.discretion import Discretion
+from providers.upstreams.model_list import ListedModel
+from providers.upstreams.model_offer import (
     EVERY_MODEL,
     Offer,
     Wish,
@@ -29,10 +30,9 @@ from providers.model_offer import (
     next_offer,
     on_trust,
 )
-from providers.probed_engine import ProbedEngine
-from providers.rate_limits import RateLimits
-from providers.upstream import Heed, wall_clock
-from providers.upstream_start import wait_for_upstream
+from providers.upstreams.probed_engine import ProbedEngine
+from providers.upstreams.rate_limits import RateLimits
+from providers.upstreams.start import wait_for_upstream
 
 NO_ACCESS: Final = frozenset({401, 403})
 _NO_LIST: Final = frozenset({404, 405})

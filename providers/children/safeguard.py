@@ -1,4 +1,4 @@
-"""The node's side of `providers.reaper`: what a child leaves is removed even if the node dies."""
+"""The node's side of `reaper`: what a child leaves is removed even if the node dies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import structlog
 import trio
 
 from aimo_node.errors import EngineStartFailed
-from providers.orphans import (
+from providers.children.orphans import (
     Run,
     encode,
     is_alive,
@@ -34,7 +34,7 @@ POLL_SECONDS: Final = 0.02
 RESTART_SECONDS: Final = 1.0
 """Before another reaper is started in place of one that was killed."""
 
-_OURS: Final = str(Path(__file__).resolve().parent.parent)
+_OURS: Final = str(Path(__file__).resolve().parents[2])
 """Where the reaper finds this distribution."""
 
 _log: Final = structlog.get_logger()
@@ -74,7 +74,7 @@ class Safeguard:
         write_run(self.run, self._run_file)
         self._reaper = await trio.lowlevel.open_process(
             # -S: it needs nothing that is installed, and starts twice as fast without.
-            [sys.executable, "-S", "-P", "-m", "providers.reaper", str(self._run_file)],
+            [sys.executable, "-S", "-P", "-m", "providers.children.reaper", str(self._run_file)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -1,7 +1,7 @@
 """Knows an engine's processes again when the node that started them is gone, and ends them.
 
 A process is named by its number and the moment it was born, so that a stranger who got the same
-number later is never taken for it. Standard library only: `providers.reaper` must start fast.
+number later is never taken for it. Standard library only: `reaper` must start fast.
 """
 
 from __future__ import annotations

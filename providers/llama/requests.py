@@ -13,7 +13,7 @@ from aimo_node.domain.ids import Endpoint
 from aimo_node.errors import ContextLengthExceeded, InvalidRequest
 from aimo_node.ports.engine import EngineRequest
 from providers.answers import NOT_JSON
-from providers.upstream import REFUSAL_BYTES_MAX, Headers, Reply, Upstream, read_all
+from providers.http.upstream import REFUSAL_BYTES_MAX, Headers, Reply, Upstream, read_all
 
 ANSWERS_MAX: Final = 128
 """To one request; OpenAI's own bound for ``n``. They come one after another."""

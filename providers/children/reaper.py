@@ -1,10 +1,10 @@
 """A small program that outlives its node by a moment: it clears away what an engine leaves.
 
-The node starts one beside each engine's process (`providers.safeguard`), in a session of its own,
-and holds a pipe to it. When the node dies, however it dies, the pipe ends; then the reaper kills
-what still runs of the engine and removes its sockets and its run file. Usage: ``python -m
-providers.reaper RUN_FILE``; the run, as `providers.orphans` writes it, is the first line of its
-input. Any engine can use it: give `providers.process.start_child` a `Traces`.
+The node starts one beside each engine's process (`safeguard`), in a session of its own, and holds
+a pipe to it. When the node dies, however it dies, the pipe ends; then the reaper kills what still
+runs of the engine and removes its sockets and its run file. Usage: ``python -m
+providers.children.reaper RUN_FILE``; the run, as `orphans` writes it, is the first line of its
+input. Any engine can use it: give `process.start_child` a `Traces`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from providers.orphans import Run, decode, kill, read_run, remove_traces
+from providers.children.orphans import Run, decode, kill, read_run, remove_traces
 
 PATIENCE_SECONDS: Final = 30.0
 """A process that holds a hundred gigabytes takes its time to disappear."""

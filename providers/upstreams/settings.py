@@ -10,10 +10,10 @@ from aimo_node.domain.models import Feature
 from aimo_node.errors import ConfigError
 from aimo_node.ports.engine import EngineSettings
 from providers.arguments import EngineArguments, integer_between, number_between
-from providers.listing_engine import UpstreamPlan
-from providers.model_offer import EVERY_MODEL, Wish
-from providers.unix_client import UnixUpstream
-from providers.upstream import Upstream
+from providers.http.unix_client import UnixUpstream
+from providers.http.upstream import Upstream
+from providers.upstreams.listing_engine import UpstreamPlan
+from providers.upstreams.model_offer import EVERY_MODEL, Wish
 
 
 def upstream_arguments(engine: str, *, probe_seconds: float) -> EngineArguments:
@@ -82,7 +82,7 @@ def connect_to(
     if root.startswith("unix:"):
         return UnixUpstream(Path(root.removeprefix("unix:")), api_key=api_key)
     # Half a tenth of a second to load, and only engines with an upstream elsewhere need it.
-    from providers.http_client import HttpUpstream  # noqa: PLC0415
+    from providers.http.client import HttpUpstream  # noqa: PLC0415
 
     return HttpUpstream(root, requests_max=requests_max, api_key=api_key, ca_file=ca_file)
 

@@ -12,7 +12,7 @@ import trio
 from aimo_node.domain.models import EngineState, Health
 from aimo_node.errors import EngineStartFailed
 from aimo_node.ports.engine import Progress
-from providers.process import ChildProcess
+from providers.children.process import ChildProcess
 
 _log: Final = structlog.get_logger()
 

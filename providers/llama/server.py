@@ -1,6 +1,6 @@
 """The program of the llama engine's child process: llama.cpp's server on a Unix socket.
 
-Started by `providers.engines.llama` as ``python -m providers.llama_server SETTINGS``. It tells the
+Started by `providers.engines.llama` as ``python -m providers.llama.server SETTINGS``. It tells the
 node on standard output, in one line, ``ready`` or ``failed``; everything llama.cpp prints goes to
 standard error. It imports neither trio nor the node, so that it starts fast.
 """
@@ -13,7 +13,7 @@ import signal
 import sys
 from typing import Any
 
-from providers.parent_watch import die_with_parent
+from providers.children.parent_watch import die_with_parent
 
 LOG_ERRORS_AND_WARNINGS = 2
 

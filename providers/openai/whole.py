@@ -12,7 +12,7 @@ from aimo_node.domain.ids import FinishReason
 from aimo_node.errors import EngineFailed
 from aimo_node.ports.engine import AnswerSink
 from providers.answers import NOT_JSON, split_text
-from providers.openai_stream import (
+from providers.openai.stream import (
     choice_index,
     plain_text,
     raise_error_in,

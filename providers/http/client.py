@@ -20,7 +20,7 @@ import httpx2
 import trio
 
 from aimo_node.errors import ConfigError, EngineFailed
-from providers.upstream import Feed, Headers, Unreachable, pour_received
+from providers.http.upstream import Feed, Headers, Unreachable, pour_received
 
 CONNECT_SECONDS: Final = 10.0
 CONNECT_RETRIES: Final = 2

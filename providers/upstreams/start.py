@@ -10,7 +10,7 @@ import trio
 
 from aimo_node.errors import EngineFailed, EngineStartFailed
 from aimo_node.ports.engine import Progress
-from providers.upstream import Unreachable
+from providers.http.upstream import Unreachable
 
 RETRY_SECONDS: Final = 1.0
 TELL_SECONDS: Final = 5.0

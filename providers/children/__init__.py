@@ -1,0 +1,1 @@
+"""Programs that engines start: run, watched, heard, and surely ended, whoever is killed."""

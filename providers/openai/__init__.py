@@ -1,0 +1,1 @@
+"""OpenAI's dialect, as an upstream speaks it: streams, whole answers, embeddings, refusals."""

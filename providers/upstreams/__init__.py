@@ -1,0 +1,1 @@
+"""What engines with somebody else's upstream have in common: models, probes, keys, rate limits."""
