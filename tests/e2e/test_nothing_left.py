@@ -139,8 +139,9 @@ def interrupted(node: NodeProcess, seconds: float) -> set[int]:
     One that has said nothing may still be importing its own first modules: killed by the signal,
     silently, which a shell shows as 130 as well.
     """
-    codes = {130} if node.log else {130, -signal.SIGINT}
-    return codes | {1} if seconds <= EARLIEST_SECONDS else codes
+    if seconds <= EARLIEST_SECONDS:
+        return {130, 1, -signal.SIGINT}
+    return {130} if node.log else {130, -signal.SIGINT}
 
 
 async def test_control_c_at_any_moment_of_a_start_leaves_nothing(shared, guests):
