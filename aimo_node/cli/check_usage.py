@@ -23,7 +23,7 @@ BAR_WIDTH: Final = 20
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def command(context: click.Context, /, *, as_json: bool, **_flags: object) -> None:
-    """Show plan, quotas and when they begin anew, as GitHub tells them.
+    """Show Copilot's plan and quotas, and when they begin anew.
 
     \b
     Example:

@@ -25,7 +25,7 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def show(context: click.Context, /, *, as_json: bool, **_flags: object) -> None:
-    """Print every setting with its value and where that came from; never a secret.
+    """Print every setting, its value and where it came from; never a secret.
 
     \b
     Example:

@@ -12,7 +12,7 @@ from aimo_node.cli.flags import edge_flags, node_flags
 @node_flags
 @click.pass_context
 def command(context: click.Context, /, **_flags: object) -> int:
-    """Open an HTTP door that speaks OpenAI to the models of the mesh.
+    """Open an HTTP door that speaks OpenAI for the mesh's models.
 
     It binds loopback unless keys and TLS (or a proxy) are configured.
 

@@ -25,7 +25,7 @@ _json_flag = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 @click.group("engine")
 def command() -> None:
-    """Look at the engines of a node on this machine, load and unload them.
+    """Look at the engines of a node here, load and unload them.
 
     \b
     Example:
@@ -55,7 +55,7 @@ def status(context: click.Context, /, *, as_json: bool, **_flags: object) -> Non
 @_json_flag
 @click.pass_context
 def load(context: click.Context, /, *, label: str | None, as_json: bool, **_flags: object) -> None:
-    """Load an engine that was unloaded, or try again one that was given up; waits for it.
+    """Load an engine that was unloaded or given up, and wait for it.
 
     \b
     Example:
@@ -75,9 +75,10 @@ def load(context: click.Context, /, *, label: str | None, as_json: bool, **_flag
 def unload(
     context: click.Context, /, *, label: str | None, as_json: bool, **_flags: object
 ) -> None:
-    """Unload an engine and free its memory; what it is answering may end in time.
+    """Unload an engine; what it is answering may end in time.
 
-    With `idle_unload` the next request loads it again, else `aimo engine load` does.
+    Its memory is free then. With `idle_unload` the next request loads it again, else
+    `aimo engine load` does.
 
     \b
     Example:
@@ -105,7 +106,7 @@ def _show(engines: list[Mapping[str, Any]], *, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(engines, ensure_ascii=False, indent=2))
     elif engines:
-        print_table(_COLUMNS, [_row(engine) for engine in engines])
+        print_table(_COLUMNS, [_row(engine) for engine in engines], wrapping=("models", "detail"))
     else:
         click.echo("this node has no engines", err=True)
 

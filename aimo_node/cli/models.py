@@ -32,9 +32,8 @@ def command(*, edge: str, key_file: str | None, as_json: bool) -> None:
     if not models:
         click.echo("no models: no provider has joined yet", err=True)
         return
-    print_table(
-        ("model", "context", "state", "endpoints", "features"), [_row(model) for model in models]
-    )
+    columns = ("model", "context", "state", "endpoints", "features")
+    print_table(columns, [_row(model) for model in models], wrapping=("endpoints", "features"))
 
 
 def _row(model: Mapping[str, Any]) -> tuple[object, ...]:

@@ -34,7 +34,8 @@ def command(*, edge: str, key_file: str | None, as_json: bool) -> None:
     if not providers:
         click.echo("no providers have joined yet", err=True)
         return
-    print_table(_COLUMNS, [_row(provider) for provider in providers])
+    rows = [_row(provider) for provider in providers]
+    print_table(_COLUMNS, rows, wrapping=("models", "engines", "region"))
 
 
 def _row(provider: Mapping[str, Any]) -> tuple[object, ...]:

@@ -37,6 +37,13 @@ def test_the_commands_are_those_of_the_contract() -> None:
     ]
 
 
+def test_no_summary_of_a_command_is_cut_off_in_a_terminal_of_80_columns() -> None:
+    for group in (program.aimo, *(command for _, command in all_commands())):
+        if isinstance(group, click.Group):
+            help_text = group.get_help(click.Context(group, terminal_width=80))
+            assert "..." not in help_text.partition("Commands:")[2]
+
+
 def test_every_help_has_an_example_and_tells_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     for name, command in all_commands():
         assert program.run([*name.split(), "--help"]) == 0
