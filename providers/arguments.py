@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NoReturn
 
 from aimo_node.errors import ConfigError
+from aimo_node.ports.engine import EngineSettings
 
 _UNKNOWN: Final = "unrecognized arguments: "
 
@@ -43,6 +44,26 @@ class EngineArguments(argparse.ArgumentParser):
         nearest = difflib.get_close_matches(unknown, known, n=1)
         listed = f"known: {', '.join(known) or 'none'}"
         return f" (did you mean {nearest[0]}? {listed})" if nearest else f" ({listed})"
+
+
+def refuse_upstream_settings(engine: str, settings: EngineSettings) -> None:
+    """For an engine that runs here: refuse what only one with an upstream would heed.
+
+    Raises:
+        ConfigError: names the flag.
+    """
+    said = {
+        "--endpoint": settings.endpoint,
+        "--api-key-file": settings.api_key_file,
+        "--api-key-env": settings.api_key_env,
+        "--models": settings.models,
+    }
+    for flag, value in said.items():
+        if value:
+            raise ConfigError(
+                f"the {engine} engine has no use for {flag}: that is for engines which publish a "
+                "server that runs already, such as --engine openai"
+            )
 
 
 def number_between(low: float, high: float) -> Callable[[str], float]:

@@ -28,7 +28,12 @@ from aimo_node.ports.engine import (
 )
 from providers.admission import Admission
 from providers.answers import split_text
-from providers.arguments import EngineArguments, integer_between, number_between
+from providers.arguments import (
+    EngineArguments,
+    integer_between,
+    number_between,
+    refuse_upstream_settings,
+)
 from providers.pacing import Pacemaker
 
 REQUESTS_MAX_DEFAULT: Final = 4096
@@ -49,6 +54,7 @@ def create(settings: EngineSettings) -> EchoEngine:
     Raises:
         ConfigError: unknown or malformed engine arguments.
     """
+    refuse_upstream_settings("echo", settings)
     arguments = EngineArguments("echo")
     arguments.add_argument("--tokens", type=integer_between(1, TOKENS_MAX), default=200)
     arguments.add_argument("--delay-ms", type=number_between(0, DELAY_MS_MAX), default=0.0)

@@ -36,7 +36,7 @@ from aimo_node.ports.engine import (
 from providers.admission import Admission
 from providers.answer_meter import AnswerMeter
 from providers.answers import NOT_JSON
-from providers.arguments import EngineArguments, integer_between
+from providers.arguments import EngineArguments, integer_between, refuse_upstream_settings
 from providers.children.supervisor import RestartPolicy, Supervisor
 from providers.http.upstream import ask_once
 from providers.llama.cache_slots import Slot
@@ -66,6 +66,7 @@ def create(settings: EngineSettings) -> LlamaEngine:
     Raises:
         ConfigError: no such file, or unknown engine arguments.
     """
+    refuse_upstream_settings("llama", settings)
     arguments = EngineArguments("llama")
     arguments.add_argument("--threads", type=integer_between(1, 256), default=0)
     arguments.add_argument("--context", type=integer_between(128, 1 << 24), default=0)

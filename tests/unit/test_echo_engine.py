@@ -204,8 +204,23 @@ async def test_endless_answers_are_cut(tmp_path):
 
 def test_engine_can_be_killed_outside_of_trio(tmp_path):
     for name, model in (("echo", "echo"), ("llama", "tiny"), ("openai", "m")):
-        settings = EngineSettings(tmp_path, model, endpoint="http://127.0.0.1:9")
-        engine = create_engine(name, settings)
+        endpoint = "http://127.0.0.1:9" if name == "openai" else ""
+        engine = create_engine(name, EngineSettings(tmp_path, model, endpoint=endpoint))
         engine.kill()
         engine.kill()
         assert engine.health() is Health.OFFLINE
+
+
+@pytest.mark.parametrize("engine", ["echo", "llama"])
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--endpoint", {"endpoint": "http://127.0.0.1:9"}),
+        ("--api-key-env", {"api_key_env": "KEY"}),
+        ("--models", {"models": {"a": "b"}}),
+    ],
+)
+def test_engine_without_an_upstream_refuses_its_settings(tmp_path, engine, flag, said):
+    """What is not heeded must not be taken in silence."""
+    with pytest.raises(ConfigError, match=flag):
+        create_engine(engine, EngineSettings(tmp_path, **said))
