@@ -212,6 +212,7 @@ class HostedEngine:
         try:
             while True:
                 await self._one_load()
+                log.info("engine.unloaded", engine=self.plan.label)
                 self._enter(EngineState.STOPPED, "unloaded")
                 self.settled.set()
                 await self._wanted.wait()

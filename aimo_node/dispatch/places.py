@@ -57,7 +57,8 @@ class Places:
             place.position = len(self._queue)
         else:
             raise Overloaded(
-                f"the engine serves {self._running} requests already and {len(self._queue)} wait",
+                f"every place of the engine is taken ({self._running} of {self.limit}), and so is"
+                f" every one to wait in ({len(self._queue)})",
                 retry_after_seconds=self.retry_after_seconds(),
             )
         return place

@@ -188,7 +188,7 @@ async def test_a_provider_at_its_limit_says_so_at_once() -> None:
         held = await made.dispatcher.open(ask())
         await wait_all_tasks_blocked()
         second = await made.dispatcher.open(ask())
-        with pytest.raises(Overloaded, match="1 requests") as caught:
+        with pytest.raises(Overloaded, match="1 of 1") as caught:
             await second.receive()
         assert caught.value.retry_after_seconds == 1
         second.cancel()
