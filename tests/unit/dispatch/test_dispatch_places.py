@@ -39,7 +39,9 @@ def test_a_full_queue_refuses_at_once() -> None:
 
     async def main() -> None:
         places.take()
-        with pytest.raises(Overloaded, match=r"every place of the engine is taken \(1 of 1\)") as caught:
+        with pytest.raises(
+            Overloaded, match=r"every place of the engine is taken \(1 of 1\)"
+        ) as caught:
             places.take()
         assert caught.value.retry_after_seconds == 1
 
