@@ -84,8 +84,8 @@ class UsageStore:
         except sqlite3.OperationalError as error:
             raise ConfigError(f"cannot open {path}: {error}") from error
         except sqlite3.DatabaseError as error:
-            log.warning("usage.damaged", file=str(path), reason=str(error), kept=_DAMAGED)
-            _set_aside(path)
+            aside = _set_aside(path)
+            log.warning("usage.damaged", file=str(path), reason=str(error), kept=str(aside))
             self._connection = _open(path)
 
     def add(self, rows: Iterable[tuple[int, UsageRow]]) -> None:
@@ -179,7 +179,7 @@ def _check_version(connection: sqlite3.Connection, path: Path) -> None:
         raise ConfigError(f"{path} is of a later version of this program ({version})")
 
 
-def _set_aside(path: Path) -> None:
+def _set_aside(path: Path) -> Path:
     for suffix in ("-wal", "-shm"):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
-    path.replace(path.with_name(path.name + _DAMAGED))
+    return path.replace(path.with_name(path.name + _DAMAGED))

@@ -17,13 +17,13 @@ LEAVES_SECONDS = 2.0
 """From the owner's command until no edge asks any more."""
 COUNTED_SECONDS = 5.0
 DAY_SECONDS = 86_400
+SOMEBODY = "12D3KooWPGreadLx9nfqoQArVVMG95SG2CpQvbJGqipMVTNNu1zk"
 
 
-def run_provider(node: NodeProcess, *arguments: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "aimo_node", "provider", *arguments, "--json"]
-    command += ["--state", str(node.state), "--config", os.devnull]
+def run(node: NodeProcess, *arguments: str) -> str:
+    """What a command prints that ends by itself."""
     done = subprocess.run(
-        command,
+        [sys.executable, "-m", "aimo_node", *arguments],
         capture_output=True,
         text=True,
         timeout=60,
@@ -31,12 +31,18 @@ def run_provider(node: NodeProcess, *arguments: str) -> dict[str, Any]:
         env=environment(node.state.parent),
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return done.stdout
+
+
+async def say(node: NodeProcess, *arguments: str) -> str:
+    """What a command of the node's owner prints."""
+    where = ("--state", str(node.state), "--config", os.devnull)
+    return await trio.to_thread.run_sync(run, node, *arguments, *where)
 
 
 async def tell(node: NodeProcess, *arguments: str) -> dict[str, Any]:
-    """What ``aimo provider …`` says about a node."""
-    return await trio.to_thread.run_sync(run_provider, node, *arguments)
+    """What ``aimo provider …`` says to programs."""
+    return json.loads(await say(node, "provider", *arguments, "--json"))
 
 
 async def used(node: NodeProcess) -> dict[tuple[str, str], tuple[int, int, int]]:
@@ -96,8 +102,8 @@ async def test_a_quota_stops_one_edge_and_not_the_other_and_who_is_exact(shared,
 
     await eventually(is_counted, COUNTED_SECONDS, "the cancelled prompt is not counted", node)
     rows = await used(node)
-    requests, prompt, completion = rows[greedy.peer_id, "scarce"]
-    assert (requests, prompt) == (4, 3 * 3 + 2)
+    *known, completion = rows[greedy.peer_id, "scarce"]
+    assert known == [4, 3 * 3 + 2]
     assert 3 * 5 + 2 <= completion < 3 * 5 + 100
     assert rows[shared.edge.peer_id, "scarce"] == (1, 1, 2)
 
@@ -106,13 +112,29 @@ async def test_a_quota_stops_one_edge_and_not_the_other_and_who_is_exact(shared,
     await until_known(greedy, again)
     assert await used(again) == rows
     assert (await ask(greedy.port, "POST", CHAT_PATH, chat("scarce", "hi"))).status == 429
+    table = await say(again, "provider", "who")
+    assert f"{shared.edge.peer_id}  scarce  1" in table
+    assert "5 requests of 2 peers" in table
     told = await tell(again, "who", "--since", "7d")
-    assert told["totals"]["requests"] == 5
-    assert told["totals"]["peers"] == 2
-    assert told["quota"]["requests_per_day"] == 4
+    found = (told["totals"]["requests"], told["totals"]["peers"], told["quota"]["requests_per_day"])
+    assert found == (5, 2, 4)
     ledger = b"".join(path.read_bytes() for path in again.state.glob("usage.sqlite3*"))
     assert greedy.peer_id.encode() in ledger
     assert b"three" not in ledger, "nothing of a prompt is kept"
+
+
+async def test_an_answer_that_is_cut_by_the_end_of_its_provider_is_counted(shared, guests: Mesh):
+    """Its last write comes after its last request."""
+    node = guests.provider("cut", "--grace", "0")
+    await until_known(shared.edge, node)
+    async with open_stream(shared.port, chat("cut", "a b", delay_ms=20)) as stream:
+        await stream.read_until_text(3)
+        node.signal(signal.SIGTERM)
+        assert await node.exit_code() == 0
+    again = await guests.provider("cut").ready()
+    (counts,) = (await used(again)).values()
+    assert counts[0] == 1
+    assert counts[2] >= 3
 
 
 async def test_a_pause_lets_running_answers_end_and_holds_after_a_restart(shared, guests: Mesh):
@@ -142,6 +164,7 @@ async def test_a_pause_lets_running_answers_end_and_holds_after_a_restart(shared
     assert again.ready_line["paused"] is True
     assert "provider.paused" in again.log
     assert (await tell(again, "who"))["paused"] is True
+    assert "paused by its owner" in await say(again, "engine", "status")
     await until_offline(shared.edge, again)
     assert (await ask(shared.port, "POST", CHAT_PATH, chat("paused", "hi"))).status == 503
     assert (await tell(again, "resume"))["paused"] is False
@@ -176,8 +199,8 @@ async def test_another_provider_takes_over_while_one_is_paused_under_load(shared
 
 
 async def test_a_laptop_that_was_paused_starts_paused(own_mesh: Mesh):
-    """It says that it is ready, though nobody can be asked."""
-    flags = ("--engine", "echo", "--model", "mine", "--http", "127.0.0.1:0")
+    """It says that it is ready, though nobody can be asked. And it trusts itself always."""
+    flags = ("--engine", "echo", "--model", "mine", "--http", "127.0.0.1:0", "--trust", SOMEBODY)
     node = await own_mesh.start("laptop", "up", *flags).ready()
     assert (await tell(node, "pause", "--unload"))["paused"] is True
     refused = await ask(node.port, "POST", CHAT_PATH, chat("mine", "hi"))
@@ -203,6 +226,11 @@ async def test_an_edge_asks_only_whom_it_trusts(shared, guests: Mesh):
     await until_known(careful, friend, stranger)
     assert (await view_of(careful, friend.peer_id))["trusted"] is True
     assert (await view_of(careful, stranger.peer_id))["trusted"] is False
+    lines = (await trio.to_thread.run_sync(run, careful, "peers", "--edge", careful.url)).split(
+        "\n"
+    )
+    assert {line.split()[0] for line in lines if "(not trusted)" in line} >= {stranger.peer_id}
+    assert not any("(not trusted)" in line for line in lines if friend.peer_id in line)
     for _ in range(6):
         stream = await stream_chat(careful.port, "shady", "hi", max_tokens=1)
         assert stream.provider == friend.peer_id
