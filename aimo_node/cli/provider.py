@@ -57,7 +57,9 @@ def command(context: click.Context, /, **_flags: object) -> int:
 @_json_flag
 @click.pass_context
 def pause(context: click.Context, /, *, unload: bool, as_json: bool, **_flags: object) -> None:
-    """Take no new requests until resumed, also after a restart; running ones finish.
+    """Take no new requests; running ones finish.
+
+    It stays paused until resumed, also after a restart.
 
     \b
     Example:
@@ -80,7 +82,9 @@ def pause(context: click.Context, /, *, unload: bool, as_json: bool, **_flags: o
 @_json_flag
 @click.pass_context
 def resume(context: click.Context, /, *, as_json: bool, **_flags: object) -> None:
-    """Take requests again; engines that were unloaded for the pause are loaded.
+    """Take requests again after a pause.
+
+    Engines that were unloaded for it are loaded.
 
     \b
     Example:
@@ -103,7 +107,7 @@ def resume(context: click.Context, /, *, as_json: bool, **_flags: object) -> Non
 @_json_flag
 @click.pass_context
 def who(context: click.Context, /, *, since: str, as_json: bool, **_flags: object) -> None:
-    """Show who used this provider: peer, model, requests, tokens, when.
+    """Show who used it: peer, model, requests, tokens, when.
 
     \b
     Example:
