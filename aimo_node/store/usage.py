@@ -25,7 +25,7 @@ log = structlog.get_logger()
 KEPT_DAYS: Final = 90
 """As long as anybody asks who used the GPU last quarter."""
 ROWS_MAX: Final = 500_000
-"""About 100 MB; the oldest go first. A hundred peers around the clock for half a year."""
+"""About 50 MB; the oldest go first. A hundred peers around the clock for half a year."""
 VERSION: Final = 1
 _DAMAGED: Final = ".damaged"
 _BUSY_SECONDS: Final = 5.0
