@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aimo_node.assembly.control_socket import Command
@@ -15,19 +15,24 @@ def engine_commands(service: ProviderService) -> Mapping[str, Command]:
     """The commands by name."""
 
     async def status(_request: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {"engines": [report(engine) for engine in service.engines]}
+        return reports(service, service.engines)
 
     async def load(request: Mapping[str, Any]) -> Mapping[str, Any]:
         engine = _named(service, request)
         await engine.load_now()
-        return {"engines": [report(engine)]}
+        return reports(service, [engine])
 
     async def unload(request: Mapping[str, Any]) -> Mapping[str, Any]:
         engine = _named(service, request)
         await engine.unload_now()
-        return {"engines": [report(engine)]}
+        return reports(service, [engine])
 
     return {"engine.status": status, "engine.load": load, "engine.unload": unload}
+
+
+def reports(service: ProviderService, engines: Sequence[HostedEngine]) -> Mapping[str, Any]:
+    """Engines as JSON knows them, each with whether the whole provider is paused."""
+    return {"engines": [report(engine) | {"paused": service.paused} for engine in engines]}
 
 
 def report(engine: HostedEngine) -> dict[str, Any]:

@@ -149,7 +149,11 @@ class Node:
             nursery.start_soon(self._announcer.run)
             self._providing.service.watch(self._look_at_engines)
             nursery.start_soon(self._providing.service.run)
-            commands = engine_commands(self._providing.service)
+            nursery.start_soon(self._providing.usage.run)
+            commands = {
+                **engine_commands(self._providing.service),
+                **self._providing.owner_commands(),
+            }
             control = ControlSocket(self._settings.node.state, commands)
             nursery.start_soon(control.run)
         if Role.EDGE in self._roles:
@@ -157,7 +161,10 @@ class Node:
             relays = frozenset({*self._relays, self._network.peer})
             discovery = Discovery(self._network, table, relays=relays, own=self._network.peer)
             self._network.add_observer(discovery)
-            self._dispatcher = Dispatcher(self._network, table, self._metrics)
+            trusted = self._settings.edge.trusted_peers
+            if trusted is not None:
+                trusted |= {self._network.peer}
+            self._dispatcher = Dispatcher(self._network, table, self._metrics, trusted=trusted)
             nursery.start_soon(discovery.run)
             nursery.start_soon(self._dispatcher.run)
             if self._providing is not None:
@@ -244,7 +251,8 @@ class Node:
         """A laptop that says it is ready answers the first question, not "no such model"."""
         while self._dispatcher is not None:
             entry = self._dispatcher.table.get(self._network.peer)
-            if entry is not None and entry.health is not Health.OFFLINE:
+            is_paused = self._providing is not None and self._providing.service.paused
+            if is_paused or (entry is not None and entry.health is not Health.OFFLINE):
                 return
             await trio.sleep(LOOK_SECONDS)
 
@@ -259,6 +267,7 @@ class Node:
             http=url,
             models=tuple(model.name for model in models),
             join=join_string(self._addresses(), self._secret) if is_relay else None,
+            paused=self._providing is not None and self._providing.service.paused,
         )
 
     async def _wind_down(self) -> None:

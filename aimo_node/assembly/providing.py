@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import trio
 
 from aimo_node import __version__
+from aimo_node.assembly.control_socket import Command
 from aimo_node.assembly.engines import EngineMaker, free_label
 from aimo_node.assembly.incarnation import next_incarnation
+from aimo_node.assembly.owner_commands import OwnerCommands
+from aimo_node.assembly.pause_switch import PauseSwitch
 from aimo_node.assembly.registered import RegisteredEndpoints
+from aimo_node.assembly.usage_keeping import UsageKeeper
 from aimo_node.config.settings import Settings
 from aimo_node.dispatch.hosting import HostedEngine
+from aimo_node.dispatch.metering import Meter
 from aimo_node.dispatch.own_provider import OwnProvider
+from aimo_node.dispatch.quota import Quota
 from aimo_node.dispatch.serving import ProviderService
 from aimo_node.domain.ids import PeerId, Role
 from aimo_node.domain.models import Descriptor, EngineState, Health, Status
@@ -35,6 +41,7 @@ class ProviderSide:
     Attributes:
         service: serves the requests.
         registered: endpoints added at run time; only an edge has a door for that.
+        usage: who used it; its `run` writes that down.
         configured: whether the configuration names engines.
     """
 
@@ -49,7 +56,13 @@ class ProviderSide:
         self._addresses: Callable[[], tuple[str, ...]] = tuple
         self._own: OwnProvider | None = None
         maker = EngineMaker(settings, roles)
-        self.service = ProviderService(identity.peer_id, metrics.provider)
+        quota = Quota(
+            settings.provider.quota_requests_per_day, settings.provider.quota_tokens_per_day
+        )
+        meter = Meter(identity.peer_id, quota, _now)
+        self.service = ProviderService(identity.peer_id, metrics.provider, meter)
+        self.usage = UsageKeeper(settings.node.state, meter)
+        self._switch = PauseSwitch(self.service, settings.node.state)
         self.registered = RegisteredEndpoints(self.service, maker, settings.node.state)
         sections = settings.provider.engines if Role.PROVIDER in roles else ()
         self.configured = bool(sections)
@@ -58,6 +71,7 @@ class ProviderSide:
             labels.append(free_label(section.name, labels))
             self.service.add(maker.plan(section, labels[-1]))
         self.registered.restore()
+        self._switch.restore()
         self.service.watch(self._on_change)
 
     def announce_over(
@@ -108,6 +122,13 @@ class ProviderSide:
         watch("aimo_engine_requests_waiting", each(lambda one: one.load().waiting))
         watch("aimo_engine_kv_used_ratio", each(lambda one: one.load().kv_used))
         watch("aimo_engine_prefix_hit_ratio", each(lambda one: one.load().prefix_hits))
+        quotas = self.service.meter.quotas
+        metrics.watch("aimo_provider_paused", lambda: self.service.paused)
+        metrics.watch("aimo_provider_over_quota_total", lambda: quotas.refused_total)
+
+    def owner_commands(self) -> Mapping[str, Command]:
+        """What its owner may tell it over the control socket."""
+        return OwnerCommands(self.peer, self._switch, self.usage).by_name()
 
     @property
     def peer(self) -> PeerId:
@@ -122,3 +143,7 @@ class ProviderSide:
     def _on_change(self) -> None:
         if self._own is not None:
             self._own.refresh(trio.current_time())
+
+
+def _now() -> float:
+    return time.time_ns() / 1e9

@@ -22,6 +22,8 @@ def _facts(ready: ReadyLine) -> Iterator[str]:
         yield f"  HTTP      {ready.http}"
     if ready.models:
         yield f"  models    {', '.join(ready.models)}"
+    if ready.paused:
+        yield "  PAUSED    takes no requests until: aimo provider resume"
 
 
 def _joining(ready: ReadyLine) -> Iterator[str]:

@@ -107,6 +107,8 @@ def _show(engines: list[Mapping[str, Any]], *, as_json: bool) -> None:
         click.echo(json.dumps(engines, ensure_ascii=False, indent=2))
     elif engines:
         print_table(_COLUMNS, [_row(engine) for engine in engines], wrapping=("models", "detail"))
+        if engines[0]["paused"]:
+            click.echo("paused by its owner: it takes no requests until `aimo provider resume`")
     else:
         click.echo("this node has no engines", err=True)
 

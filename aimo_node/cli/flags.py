@@ -223,6 +223,20 @@ provider_flags: Callable[[Any], Any] = _stack(
         metavar="R",
         help="Where the provider stands, in your own words.",
     ),
+    setting_flag(
+        "provider.quota_requests_per_day",
+        "--quota-requests-per-day",
+        type=int,
+        metavar="N",
+        help="Requests each peer may make in a day (UTC).  [default: no limit]",
+    ),
+    setting_flag(
+        "provider.quota_tokens_per_day",
+        "--quota-tokens-per-day",
+        type=int,
+        metavar="N",
+        help="Tokens each peer may use in a day (UTC).  [default: no limit]",
+    ),
 )
 """Flags of commands that serve models."""
 
@@ -254,6 +268,13 @@ edge_flags: Callable[[Any], Any] = _stack(
         type=float,
         metavar="SECONDS",
         help="Longest time one request may take.  [default: 600]",
+    ),
+    setting_flag(
+        "edge.trust",
+        "--trust",
+        metavar="PEER",
+        multiple=True,
+        help="Provider this edge may ask, by peer id; repeatable.  [default: members, all of them]",
     ),
 )
 """Flags of commands with an HTTP door for consumers."""

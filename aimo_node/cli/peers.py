@@ -45,9 +45,13 @@ def _row(provider: Mapping[str, Any]) -> tuple[object, ...]:
         _with_state(engine.get("label"), engine.get("state"))
         for engine in provider.get("engines") or ()
     ]
-    plain = (provider.get(name, "") for name in ("status", "running", "waiting", "path"))
+    status = provider.get("status", "")
+    if not provider.get("trusted", True):
+        status = f"{status} (not trusted)"
+    plain = (provider.get(name, "") for name in ("running", "waiting", "path"))
     kinds = ", ".join(engines) or provider.get("engine", "")
-    return (provider.get("id", ""), ", ".join(models), *plain, kinds, provider.get("region", ""))
+    region = provider.get("region", "")
+    return (provider.get("id", ""), ", ".join(models), status, *plain, kinds, region)
 
 
 def _with_state(name: object, state: object) -> str:

@@ -114,6 +114,16 @@ class ProviderSettings(EngineOptions):
     region: str = Field(
         default="", max_length=64, description="Where the provider stands, in your own words."
     )
+    quota_requests_per_day: int = Field(
+        default=0,
+        ge=0,
+        description="Requests each peer may make in a day (UTC); 0 sets no limit.",
+    )
+    quota_tokens_per_day: int = Field(
+        default=0,
+        ge=0,
+        description="Tokens, prompts and answers, each peer may use in a day (UTC); 0: no limit.",
+    )
 
     @model_validator(mode="after")
     def _tables_say_everything(self) -> ProviderSettings:

@@ -15,6 +15,7 @@ from aimo_node.config.provider import ProviderSettings
 from aimo_node.config.section import Section
 from aimo_node.config.values import (
     HTTP_OFF,
+    TRUST_MEMBERS,
     Addresses,
     HttpAddress,
     Joins,
@@ -22,10 +23,11 @@ from aimo_node.config.values import (
     OptionalPath,
     PathValue,
     Texts,
+    TrustedPeers,
     is_loopback,
     split_host_port,
 )
-from aimo_node.domain.ids import Role
+from aimo_node.domain.ids import PeerId, Role
 from aimo_node.errors import ConfigError
 
 ALL_ROLES: Final = Role.RELAY | Role.PROVIDER | Role.EDGE
@@ -120,12 +122,25 @@ class EdgeSettings(Section):
     request_deadline_seconds: float = Field(
         default=600.0, gt=0, le=86_400, description="Longest time one request may take."
     )
+    trust: TrustedPeers = Field(
+        default=(TRUST_MEMBERS,),
+        description=(
+            "Providers this edge asks: members, all there are in the mesh, or a list of peer ids."
+        ),
+    )
 
     @model_validator(mode="after")
     def _tls_is_a_pair(self) -> EdgeSettings:
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("HTTPS needs both edge.tls_cert and edge.tls_key")
         return self
+
+    @property
+    def trusted_peers(self) -> frozenset[PeerId] | None:
+        """The only providers that may be asked, or None for all members."""
+        if self.trust == (TRUST_MEMBERS,):
+            return None
+        return frozenset(PeerId(peer) for peer in self.trust)
 
     @property
     def http_bind(self) -> tuple[str, int] | None:

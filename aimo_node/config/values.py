@@ -10,11 +10,15 @@ from typing import Annotated, Final
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from aimo_node.domain.ids import is_peer_id
 from aimo_node.domain.join import parse_join
 from aimo_node.errors import ConfigError
 
 HTTP_OFF: Final = "off"
+TRUST_MEMBERS: Final = "members"
 
+_TRUSTED_MAX: Final = 1_024
+"""Providers that can be named one by one; a larger circle is a mesh of its own."""
 _LIST_MAX: Final = 64
 """Longest list in a configuration; a longer one is a mistake."""
 
@@ -76,13 +80,22 @@ def _as_model_names(value: object) -> object:
     return value
 
 
-def _as_seconds(value: object) -> object:
-    if isinstance(value, bool) or not isinstance(value, str):
-        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", value.strip().lower())
+def seconds_of(text: str) -> float:
+    """A duration such as ``90s``, ``10m``, ``2h`` or ``7d``, in seconds.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.strip().lower())
     if found is None or found[2] not in _SECONDS_OF_UNIT:
         raise ValueError("expected a duration such as 90s, 10m or 2h")
     return float(found[1]) * _SECONDS_OF_UNIT[found[2]]
+
+
+def _as_seconds(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, str):
+        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    return seconds_of(value)
 
 
 def _as_lower(value: object) -> object:
@@ -112,11 +125,27 @@ def _check_listen(texts: tuple[str, ...]) -> tuple[str, ...]:
     return texts
 
 
+def _check_trust(texts: tuple[str, ...]) -> tuple[str, ...]:
+    if texts == (TRUST_MEMBERS,):
+        return texts
+    wrong = next((text for text in texts if not is_peer_id(text)), None)
+    if wrong is not None or not texts:
+        what = "nothing" if wrong is None else repr(wrong[:80])
+        raise ValueError(f"expected members, or peer ids such as 12D3KooW…, got {what}")
+    return texts
+
+
 PathValue = Annotated[Path, BeforeValidator(_as_path)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_as_path)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_as_texts), Field(max_length=_LIST_MAX)]
 Joins = Annotated[Texts, AfterValidator(_check_joins)]
 Addresses = Annotated[Texts, AfterValidator(_check_listen)]
+TrustedPeers = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_as_texts),
+    Field(max_length=_TRUSTED_MAX),
+    AfterValidator(_check_trust),
+]
 Arguments = Annotated[tuple[str, ...], BeforeValidator(_as_arguments), Field(max_length=_LIST_MAX)]
 HttpAddress = Annotated[str, AfterValidator(_check_http)]
 ModelNames = Annotated[

@@ -21,6 +21,7 @@ from aimo_node.errors import (
     Draining,
     ModelNotFound,
     Overloaded,
+    PermissionDenied,
     ProviderNotFound,
     StreamInterrupted,
 )
@@ -63,9 +64,16 @@ class Dispatcher:
     """Admits requests, routes them and fails over. One per edge."""
 
     def __init__(
-        self, network: PeerNetwork, table: RoutingTable, metrics: RoutingMetrics | None = None
+        self,
+        network: PeerNetwork,
+        table: RoutingTable,
+        metrics: RoutingMetrics | None = None,
+        *,
+        trusted: Set[PeerId] | None = None,
     ) -> None:
+        """`trusted`: the only providers that may be asked; None for all that are known."""
         self.table = table
+        self._trusted = trusted
         self._network = network
         self._metrics = metrics
         self._requests: dict[RoutedAnswer, InferenceRequest | None] = {}
@@ -109,7 +117,7 @@ class Dispatcher:
         too_large = self._bodies_bytes + len(request.body) > BODIES_BYTES_MAX
         if too_large or len(self._requests) >= REQUESTS_MAX:
             raise Overloaded("this edge is at its limit", retry_after_seconds=1)
-        route = _route_of(request)
+        route = self._route_of(request)
         now = trio.current_time()
         decision = choose(route, self.table, now)
         if not decision.candidates:
@@ -148,7 +156,7 @@ class Dispatcher:
         request = self._requests.get(answer)
         if request is None:
             return ()
-        decision = choose(_route_of(request), self.table, trio.current_time())
+        decision = choose(self._route_of(request), self.table, trio.current_time())
         untried = [one for one in decision.candidates if one.peer not in tried]
         return untried[: ATTEMPTS_MAX - answer.attempts]
 
@@ -200,16 +208,16 @@ class Dispatcher:
     def providers(self) -> Sequence[ProviderView]:
         """Everybody this node knows, also those that are offline."""
         now = trio.current_time()
-        return [_view(entry, now) for entry in sorted(self.table, key=lambda entry: entry.peer)]
+        entries = sorted(self.table, key=lambda entry: entry.peer)
+        return [_view(entry, now, self._trusted) for entry in entries]
 
     def models(self) -> Sequence[ModelInfo]:
         """Each model some provider serves now, once, by name."""
-        return self.table.models()
+        return self.table.models(self._trusted)
 
-
-def _route_of(request: InferenceRequest) -> RouteRequest:
-    pinned, model = split_pinned(request.model)
-    return RouteRequest(model, request.endpoint, request.provider or pinned)
+    def _route_of(self, request: InferenceRequest) -> RouteRequest:
+        pinned, model = split_pinned(request.model)
+        return RouteRequest(model, request.endpoint, request.provider or pinned, self._trusted)
 
 
 def _nobody(route: RouteRequest, decision: Decision) -> CodedError:
@@ -223,6 +231,8 @@ def _nobody(route: RouteRequest, decision: Decision) -> CodedError:
         )
     verdicts = {verdict for _, verdict in decision.excluded}
     whom = "no provider in this mesh can" if route.provider is None else "that provider cannot"
+    if route.trusted is not None and verdicts <= {Verdict.UNTRUSTED}:
+        return _untrusted(route)
     if verdicts == {Verdict.WRONG_MODEL}:
         return ModelNotFound(f"that provider does not serve {route.model!r}", param="model")
     if not verdicts & _PASSING:
@@ -234,7 +244,20 @@ def _nobody(route: RouteRequest, decision: Decision) -> CodedError:
     )
 
 
-def _view(entry: ProviderEntry, now: float) -> ProviderView:
+def _untrusted(route: RouteRequest) -> CodedError:
+    if route.provider is not None:
+        return PermissionDenied(
+            f"this edge does not trust the provider {route.provider}: its operator lists in"
+            " edge.trust whom it may ask"
+        )
+    return ModelNotFound(
+        f"no provider that this edge trusts serves the model {route.model!r}; GET /v1/providers"
+        " shows who serves it",
+        param="model",
+    )
+
+
+def _view(entry: ProviderEntry, now: float, trusted: Set[PeerId] | None) -> ProviderView:
     load = entry.load
     status = "suspect" if entry.suspect else entry.health.text
     if entry.health is Health.OFFLINE:
@@ -255,4 +278,5 @@ def _view(entry: ProviderEntry, now: float) -> ProviderView:
         region=entry.descriptor.region,
         version=entry.descriptor.version,
         seen_seconds_ago=max(0.0, now - entry.heard_at),
+        trusted=trusted is None or entry.peer in trusted,
     )

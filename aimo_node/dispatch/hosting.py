@@ -81,6 +81,7 @@ class HostedEngine:
         self._unload = trio.Event()
         self._quiet = trio.Event()
         self._streams = 0
+        self._starts_unloaded = False
 
     @property
     def state(self) -> EngineState:
@@ -162,6 +163,20 @@ class HostedEngine:
             if not self._streams:
                 self._quiet.set()
 
+    async def count_tokens(self, request: EngineRequest) -> int:
+        """See `Engine.count_tokens`; an engine that is not loaded is not loaded for that.
+
+        Raises:
+            CodedError: it cannot be counted.
+        """
+        if self._engine is None or self._state is not EngineState.RUNNING:
+            raise EngineFailed("the engine is not loaded")
+        return await self._engine.count_tokens(request)
+
+    def start_unloaded(self) -> None:
+        """When it is run, do not load it before it is wanted."""
+        self._starts_unloaded = True
+
     def want(self) -> None:
         """Load it as for a request; nothing happens if it is."""
         self._used_at = trio.current_time()
@@ -210,6 +225,10 @@ class HostedEngine:
             EngineStartFailed: it cannot be loaded, or died too often.
         """
         try:
+            if self._starts_unloaded:
+                self._starts_unloaded = False
+                self.settled.set()
+                await self._wanted.wait()
             while True:
                 await self._one_load()
                 log.info("engine.unloaded", engine=self.plan.label)

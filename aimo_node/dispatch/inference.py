@@ -69,6 +69,7 @@ class ProviderView:
         engine: the kinds of its engines.
         engines: each of them, in whatever state; empty if it does not say.
         kv_used, prefix_hits, first_token_seconds: see `Load`.
+        trusted: whether this edge may ask it.
     """
 
     peer: PeerId
@@ -86,6 +87,7 @@ class ProviderView:
     kv_used: float = 0.0
     prefix_hits: float = 0.0
     first_token_seconds: float = 0.0
+    trusted: bool = True
 
 
 class InferenceDoor(Protocol):

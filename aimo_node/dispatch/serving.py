@@ -11,9 +11,13 @@ import structlog
 import trio
 
 from aimo_node.dispatch.hosting import GIVEN_UP, EnginePlan, HostedEngine
+from aimo_node.dispatch.metering import Bill, Meter
 from aimo_node.dispatch.parameters import hold_to_limits, read_parameters
 from aimo_node.dispatch.places import Place
+from aimo_node.dispatch.prompt_counting import PromptCounter
+from aimo_node.dispatch.quota import Quota
 from aimo_node.dispatch.sinks import StreamSink, WholeSink
+from aimo_node.domain.answer import Usage
 from aimo_node.domain.ids import ModelName, PeerId, split_pinned
 from aimo_node.domain.models import EngineInfo, EngineState, Health, Load, ModelInfo
 from aimo_node.errors import (
@@ -44,6 +48,8 @@ HANDLED_MAX: Final = 8_192
 RETRY_SECONDS: Final = 15.0
 RETRY_SECONDS_MAX: Final = 600.0
 """Between tries to start an engine again that was given up, doubling up to the maximum."""
+PAUSED_RETRY_SECONDS: Final = 60.0
+"""Nobody knows how long an owner wants the machine; edges hear at once when it is back."""
 
 
 class ServingMetrics(Protocol):
@@ -82,13 +88,21 @@ class Offer:
 class ProviderService:
     """Serves requests with the engines it was given. One per node that serves models.
 
-    Args:
-        own: this node, to whom alone owner-only engines answer.
+    Attributes:
+        meter: what peers used, and may use.
+        paused: whether its owner wants no requests to be taken.
     """
 
-    def __init__(self, own: PeerId, metrics: ServingMetrics) -> None:
+    def __init__(self, own: PeerId, metrics: ServingMetrics, meter: Meter | None = None) -> None:
+        """
+        Args:
+            own: this node, to whom alone owner-only engines answer.
+            meter: without one there are no quotas.
+        """
         self._own = own
         self._metrics = metrics
+        self.meter = meter or Meter(own, Quota(), trio.current_time)
+        self.paused = False
         self._engines: dict[str, HostedEngine] = {}
         self._nursery: trio.Nursery | None = None
         self._listeners: list[Callable[[], None]] = []
@@ -96,6 +110,7 @@ class ProviderService:
         self._waits: set[trio.CancelScope] = set()
         self._is_too_much = False
         self._idle = trio.Event()
+        self._prompts = PromptCounter()
         self.running = 0
 
     @property
@@ -191,7 +206,7 @@ class ProviderService:
     def offer(self, *, to_owner: bool = False) -> Offer:
         """What is offered now: to the mesh, or to the owner's own edge.
 
-        A draining provider offers what it did, and says that it stops.
+        A draining or paused provider offers what it did, and says that it stops.
         """
         shown = [engine for engine in self.engines if to_owner or not engine.owner_only]
         models: dict[ModelName, ModelInfo] = {}
@@ -210,8 +225,8 @@ class ProviderService:
         )
 
     def _state(self, engines: Sequence[HostedEngine]) -> EngineState:
-        if self._draining:
-            return EngineState.STOPPING
+        if self._draining or self.paused:
+            return EngineState.STOPPING  # with any other, what loads on demand would be asked
         states = [engine.state for engine in engines]
         if any(engine.offered() for engine in engines):
             return EngineState.RUNNING
@@ -219,7 +234,7 @@ class ProviderService:
 
     def health(self) -> Health:
         """Whether new requests should come: as healthy as the best engine."""
-        if self._draining:
+        if self._draining or self.paused:
             return Health.OFFLINE
         return min((engine.health for engine in self.engines), default=Health.OFFLINE)
 
@@ -242,6 +257,20 @@ class ProviderService:
     def drain(self) -> None:
         """Take no new requests, and send those elsewhere that have not begun."""
         self._draining = True
+        self._send_elsewhere()
+
+    def pause(self) -> None:
+        """As `drain`, until `resume`; engines stay as they are."""
+        self.paused = True
+        self._send_elsewhere()
+        self._changed()
+
+    def resume(self) -> None:
+        """Take requests again."""
+        self.paused = False
+        self._changed()
+
+    def _send_elsewhere(self) -> None:
         for scope in self._waits:
             scope.cancel()
 
@@ -259,6 +288,7 @@ class ProviderService:
             CodedError: refused or failed; the link tells the edge.
         """
         self._admit()
+        bill = self.meter.open(incoming.peer)
         self.running += 1
         endpoint = incoming.endpoint.name.lower()
         started = trio.current_time()
@@ -266,7 +296,7 @@ class ProviderService:
         self._metrics.request_started(endpoint)
         try:
             with trio.fail_after(min(incoming.deadline_ms / 1000, DEADLINE_SECONDS_MAX)):
-                await self._serve(incoming)
+                await self._serve(incoming, bill)
             outcome = "ok"
         except trio.TooSlowError as error:
             outcome = RequestTimeout.code.name
@@ -275,14 +305,14 @@ class ProviderService:
             outcome = error.code.name
             raise
         finally:
+            bill.close()
             self._metrics.request_ended(endpoint, outcome, trio.current_time() - started)
             self.running -= 1
             if not self.running:
                 self._idle.set()
 
     def _admit(self) -> None:
-        if self._draining:
-            raise Draining("the provider is going away")
+        self._check_open()
         if not self._engines:
             raise ModelNotFound("this node serves no models", param="model")
         if self.running >= HANDLED_MAX:
@@ -290,7 +320,15 @@ class ProviderService:
         if not any(engine.offered() for engine in self.engines):
             raise Overloaded("the engine is not ready yet", retry_after_seconds=2)
 
-    async def _serve(self, incoming: IncomingRequest) -> None:
+    def _check_open(self) -> None:
+        if self._draining:
+            raise Draining("the provider is going away")
+        if self.paused:
+            raise Draining(
+                "the provider is paused by its owner", retry_after_seconds=PAUSED_RETRY_SECONDS
+            )
+
+    async def _serve(self, incoming: IncomingRequest, bill: Bill) -> None:
         came_whole = incoming.inline
         if not came_whole:
             incoming.accept()
@@ -307,17 +345,40 @@ class ProviderService:
             if place.position or not engine.is_loaded:
                 await self._wait(engine, place)
             sink = StreamSink(incoming, self._metrics) if request.stream else WholeSink(incoming)
-            await engine.stream(request, sink)
+            await self._stream(engine, request, sink, bill)
         finally:
             place.leave()
-        if not sink.finished:
+        if sink.usage is None:
             raise EngineFailed("the engine ended without finishing the answer")
+
+    async def _stream(
+        self,
+        engine: HostedEngine,
+        request: EngineRequest,
+        sink: StreamSink | WholeSink,
+        bill: Bill,
+    ) -> None:
+        """Have it answered, and settle the bill however that ends."""
+        refused = False
+        try:
+            await engine.stream(request, sink)
+        except CodedError:
+            refused = not sink.produced
+            raise
+        finally:
+            if sink.usage is not None:
+                bill.settle(request.model, sink.usage)
+            elif not refused:
+                bill.settle(request.model, Usage(completion_tokens=sink.produced))
+                if self._nursery is not None:
+                    self._prompts.start(self._nursery, engine, request, bill)
 
     async def _wait(self, engine: HostedEngine, place: Place) -> None:
         """For a place, and for the engine to be loaded.
 
         Raises:
-            Draining: the provider goes away; who has not begun is answered sooner elsewhere.
+            Draining: the provider goes away or is paused; who has not begun is answered sooner
+                elsewhere.
         """
         with trio.CancelScope() as scope:
             self._waits.add(scope)
@@ -327,7 +388,8 @@ class ProviderService:
             finally:
                 self._waits.discard(scope)
         if scope.cancelled_caught:
-            raise Draining("the provider is going away")
+            self._check_open()
+            raise Draining("the provider was paused for a moment")
 
     def _read(
         self, incoming: IncomingRequest, body: bytes

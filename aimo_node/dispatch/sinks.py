@@ -30,16 +30,21 @@ class ChunkMetrics(Protocol):
 
 
 class StreamSink:
-    """Sends each delta as it comes."""
+    """Sends each delta as it comes.
 
-    __slots__ = ("_incoming", "_metrics", "_produced", "_started", "finished")
+    Attributes:
+        produced: pieces so far.
+        usage: what the whole answer used; None until it is finished.
+    """
+
+    __slots__ = ("_incoming", "_metrics", "_started", "produced", "usage")
 
     def __init__(self, incoming: IncomingRequest, metrics: ChunkMetrics) -> None:
         self._incoming = incoming
         self._metrics = metrics
-        self._produced = 0
         self._started = trio.current_time()
-        self.finished = False
+        self.produced = 0
+        self.usage: Usage | None = None
 
     def text(self, delta: str) -> None:
         """Append plain text."""
@@ -53,15 +58,15 @@ class StreamSink:
         self._count()
 
     def _count(self) -> None:
-        self._produced += 1
-        if self._produced == 1:
+        self.produced += 1
+        if self.produced == 1:
             self._metrics.first_token(trio.current_time() - self._started)
 
     def finish(self, reason: FinishReason, usage: Usage) -> None:
         """End the answer."""
-        self.finished = True
+        self.usage = usage
         self._incoming.finish(Finish(reason, usage))
-        self._metrics.chunks(self._produced)
+        self._metrics.chunks(self.produced)
 
     @property
     def congested(self) -> bool:
@@ -82,16 +87,21 @@ class StreamSink:
 
 
 class WholeSink:
-    """Collects the answer and sends it as one response."""
+    """Collects the answer and sends it as one response.
 
-    __slots__ = ("_incoming", "_json", "_size", "_text", "finished")
+    Attributes:
+        produced, usage: as in `StreamSink`.
+    """
+
+    __slots__ = ("_incoming", "_json", "_size", "_text", "produced", "usage")
 
     def __init__(self, incoming: IncomingRequest) -> None:
         self._incoming = incoming
         self._text: list[bytes] = []
         self._json: bytes | None = None
         self._size = 0
-        self.finished = False
+        self.produced = 0
+        self.usage: Usage | None = None
 
     def text(self, delta: str) -> None:
         """Append plain text."""
@@ -107,6 +117,7 @@ class WholeSink:
         self._json = choices
 
     def _grow(self, size: int) -> None:
+        self.produced += 1
         self._size += size
         if self._size > ANSWER_BYTES_MAX:
             raise EngineFailed(f"the answer is larger than {ANSWER_BYTES_MAX} bytes")
@@ -115,7 +126,7 @@ class WholeSink:
         """Send it."""
         if self._json is not None and self._text:
             raise EngineFailed("the engine mixed text and JSON in one answer")
-        self.finished = True
+        self.usage = usage
         finish = Finish(reason, usage)
         if self._json is not None:
             self._incoming.respond(ContentType.JSON, self._json, finish)

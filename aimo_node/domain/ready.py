@@ -17,6 +17,7 @@ class ReadyLine:
         http: URL of the HTTP door, or None when there is none.
         models: what this node itself serves.
         join: what another node's ``--join`` takes (relay and up); it carries the mesh secret.
+        paused: whether its owner has paused the provider, so that it takes no requests.
     """
 
     peer_id: PeerId
@@ -25,6 +26,7 @@ class ReadyLine:
     http: str | None = None
     models: tuple[ModelName, ...] = ()
     join: str | None = None
+    paused: bool = False
 
     def to_json(self) -> str:
         """One line of JSON without a line end; every key is always there."""
@@ -37,6 +39,7 @@ class ReadyLine:
                 "http": self.http,
                 "models": list(self.models),
                 "join": self.join,
+                "paused": self.paused,
             },
             ensure_ascii=False,
         )

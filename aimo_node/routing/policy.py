@@ -6,7 +6,7 @@ Pure: the same request, table and time give the same decision.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from itertools import islice
 from operator import itemgetter
@@ -40,6 +40,7 @@ class Verdict(enum.StrEnum):
     WRONG_MODEL = "does not serve the model"
     WRONG_ENDPOINT = "does not serve the endpoint"
     NOT_READY = "its engine is not ready"
+    UNTRUSTED = "not trusted by this edge"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +49,13 @@ class RouteRequest:
 
     Attributes:
         provider: the only acceptable provider, if the consumer pinned one.
+        trusted: the only providers that may be asked at all; None trusts every member.
     """
 
     model: ModelName
     endpoint: Endpoint = Endpoint.CHAT
     provider: PeerId | None = None
+    trusted: Set[PeerId] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +102,7 @@ def choose(request: RouteRequest, table: RoutingTable, now: float) -> Decision:
     A provider that is in trouble comes last and not never: it may be the only one. Of many it
     looks at a few, at others the next time: the best of sixteen is as good as the best of all.
     """
-    name = request.model
+    name, trusted = request.model, request.trusted
     pinned = table.get(request.provider) if request.provider is not None else None
     entries: Iterable[ProviderEntry] = table.in_turn(name)
     if request.provider is not None:
@@ -108,6 +111,9 @@ def choose(request: RouteRequest, table: RoutingTable, now: float) -> Decision:
     excluded: list[tuple[PeerId, Verdict]] = []
     promising = 0
     for entry in entries:
+        if trusted is not None and entry.peer not in trusted:
+            excluded.append((entry.peer, Verdict.UNTRUSTED))
+            continue
         model = entry.offers.get(name)
         if model is None or request.endpoint not in model.endpoints or not entry.available:
             excluded.append((entry.peer, _verdict(entry, request)))
@@ -118,8 +124,7 @@ def choose(request: RouteRequest, table: RoutingTable, now: float) -> Decision:
         if promising >= PROMISING_MAX or len(ranked) >= LOOKED_AT_MAX:
             break
     if not ranked and request.provider is None:
-        starting = islice(table.planned(name), NOT_READY_MAX)
-        excluded += [(entry.peer, Verdict.NOT_READY) for entry in starting]
+        excluded += [(peer, Verdict.NOT_READY) for peer in _starting(table, request)]
     ranked.sort(key=_by_rank)
     return Decision(
         candidates=tuple(
@@ -130,6 +135,13 @@ def choose(request: RouteRequest, table: RoutingTable, now: float) -> Decision:
         model_known=table.knows(name),
         provider_known=pinned is not None,
     )
+
+
+def _starting(table: RoutingTable, request: RouteRequest) -> Iterable[PeerId]:
+    """Some of those whose engine for the model is not ready, and that may be asked once it is."""
+    peers = (entry.peer for entry in table.planned(request.model))
+    trusted = request.trusted
+    return islice((peer for peer in peers if trusted is None or peer in trusted), NOT_READY_MAX)
 
 
 def _verdict(entry: ProviderEntry, request: RouteRequest) -> Verdict:

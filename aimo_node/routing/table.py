@@ -6,7 +6,7 @@ Pure: `now` is an argument, in seconds of any steady clock. Owned by one task.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -156,12 +156,13 @@ class RoutingTable:
         for group in self._by_model.get(model, ()):
             yield from group.turned(self._choices)
 
-    def models(self) -> list[ModelInfo]:
+    def models(self, trusted: Set[PeerId] | None = None) -> list[ModelInfo]:
         """Each model with a provider that is not offline, once, by name; as one that answers at
-        once offers it, if there is one."""
+        once offers it, if there is one. `trusted`: of these providers only."""
         found: dict[ModelName, ModelInfo] = {}
         for entry in self._entries.values():
-            if entry.health is not Health.OFFLINE:
+            may_be_asked = trusted is None or entry.peer in trusted
+            if may_be_asked and entry.health is not Health.OFFLINE:
                 for name, model in entry.offers.items():
                     known = found.get(name)
                     if known is None or (_is_loaded(model) and not _is_loaded(known)):

@@ -73,6 +73,8 @@ METRICS: Final = tuple(
             "Share of prompt tokens its prefix cache held lately.",
             ("engine",),
         ),
+        ("aimo_provider_paused", "gauge", "1 while its owner has the provider paused."),
+        ("aimo_provider_over_quota_total", "counter", "Requests of peers over their quota."),
     )
 )
 """Every metric there is, in the order in which they are rendered."""
@@ -271,7 +273,7 @@ class NodeMetrics:
             "aimo_directory_providers": {(): self.directory_providers},
         }
         for (name, labels), read in self._watched.items():
-            values[name][labels] = read()
+            values.setdefault(name, {})[labels] = read()
         for name, read_each in self._watched_each.items():
             values[name] = {(label,): value for label, value in read_each().items()}
         return values

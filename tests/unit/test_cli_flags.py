@@ -18,10 +18,11 @@ PROVIDER = {
     *("--engine", "--model", "--endpoint", "--api-key-file", "--engine-args"),
     *("--requests-max", "--served-name", "--region", "--models", "--api-key-env"),
     *("--waiting-max", "--idle-unload", "--tokens-max", "--media-domain"),
+    *("--quota-requests-per-day", "--quota-tokens-per-day"),
 }
 EDGE = {
     *("--client-keys-file", "--tls-cert", "--tls-key", "--behind-proxy", "--allowed-host"),
-    "--request-deadline",
+    *("--request-deadline", "--trust"),
 }
 
 

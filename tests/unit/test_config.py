@@ -68,9 +68,12 @@ def test_every_setting_can_be_set_by_its_variable(tmp_path: Path) -> None:
         "provider.tokens_max": "4096",
         "provider.models": "fast=gpt-4o-mini, gpt-4o",
         "provider.media_domains": "a.example,b.example",
+        "provider.quota_requests_per_day": "100",
+        "provider.quota_tokens_per_day": "50000",
         "edge.http": "[::1]:0",
         "edge.behind_proxy": "1",
         "edge.request_deadline_seconds": "1.5",
+        "edge.trust": f"{PEER},{PEER}",
         "log.level": "DEBUG",
         "log.format": "json",
     }
@@ -305,3 +308,19 @@ def test_a_damaged_join_string_is_not_repeated_in_the_message(tmp_path: Path) ->
     with pytest.raises(ConfigError) as caught:
         load(folder=tmp_path, AIMO_MESH__JOIN=JOIN[:-3])
     assert JOIN[10:40] not in str(caught.value)
+
+
+def test_an_edge_trusts_all_members_or_those_it_names(tmp_path: Path) -> None:
+    assert load(folder=tmp_path).settings.edge.trusted_peers is None
+    for text in ('trust = "members"', 'trust = ["members"]'):
+        assert load(f"[edge]\n{text}\n", folder=tmp_path).settings.edge.trusted_peers is None
+    named = load(f'[edge]\ntrust = ["{PEER}"]\n', folder=tmp_path).settings
+    assert named.edge.trusted_peers == {PEER}
+    assert shown_values(named)["edge.trust"] == [PEER]
+
+
+@pytest.mark.parametrize("text", ["'everybody'", "[]", f"['members', '{PEER}']", "['12D3KooWx']"])
+def test_a_trust_that_names_nobody_is_refused(tmp_path: Path, text: str) -> None:
+    """Not taken for everybody, nor for nobody."""
+    with pytest.raises(ConfigError, match=r"edge\.trust: expected members, or peer ids"):
+        load(f"[edge]\ntrust = {text}\n", folder=tmp_path)

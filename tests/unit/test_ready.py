@@ -29,6 +29,7 @@ def test_the_line_has_every_key_of_the_contract() -> None:
         "http": "http://127.0.0.1:8000",
         "models": ["tiny"],
         "join": "aimo:x",
+        "paused": False,
     }
 
 

@@ -27,6 +27,7 @@ def _provider(view: ProviderView) -> dict[str, Any]:
         "prefix_hits": view.prefix_hits,
         "first_token_ms": round(view.first_token_seconds * 1_000),
         "path": view.path,
+        "trusted": view.trusted,
         "engine": view.engine,
         "engines": [_engine(info) for info in view.engines],
         "region": view.region,

@@ -16,7 +16,14 @@ from aimo_node.domain.models import (
     ModelInfo,
     Status,
 )
-from aimo_node.errors import CodedError, ModelNotFound, NetworkError, Overloaded, ProviderNotFound
+from aimo_node.errors import (
+    CodedError,
+    ModelNotFound,
+    NetworkError,
+    Overloaded,
+    PermissionDenied,
+    ProviderNotFound,
+)
 from aimo_node.ports.peer_network import Exchange, OutgoingRequest
 from aimo_node.routing.table import RoutingTable
 
@@ -31,13 +38,17 @@ class Nowhere:
         raise NetworkError("nobody is there")
 
 
-def dispatcher_of(*models: ModelInfo, engines: tuple[EngineInfo, ...] = ()) -> Dispatcher:
+def dispatcher_of(
+    *models: ModelInfo,
+    engines: tuple[EngineInfo, ...] = (),
+    trusted: frozenset[PeerId] | None = None,
+) -> Dispatcher:
     table = RoutingTable()
     described = Descriptor(
         PEER, 1, models, engine="llama", engine_state=EngineState.RUNNING, engines=engines
     )
     table.describe(RELAY, described, 0.0)
-    return Dispatcher(Nowhere(), table)
+    return Dispatcher(Nowhere(), table, trusted=trusted)
 
 
 async def refusal(
@@ -98,3 +109,28 @@ async def test_a_view_shows_the_engines_and_how_busy_they_are() -> None:
     assert [(model.name, model.state.text) for model in view.models] == [("tiny", "stopped")]
     assert (view.kv_used, view.prefix_hits, view.first_token_seconds) == (0.25, 0.415, 0.187)
     assert view.status == "healthy"
+
+
+async def test_a_provider_that_is_not_trusted_is_refused_by_name() -> None:
+    starting = EngineInfo("gpu", "vllm", EngineState.STARTING, (QWEN,))
+    trusted = frozenset({PeerId("friend")})
+    dispatcher = dispatcher_of(ModelInfo(TINY), engines=(starting,), trusted=trusted)
+    for model in ("tiny", "qwen"):
+        pinned = await refusal(dispatcher, model, provider=PEER)
+        assert isinstance(pinned, PermissionDenied)
+        assert f"does not trust the provider {PEER}" in pinned.message
+        error = await refusal(dispatcher, model)
+        assert isinstance(error, ModelNotFound)
+        assert "no provider that this edge trusts" in error.message
+    (view,) = dispatcher.providers()
+    assert not view.trusted
+    assert dispatcher.models() == []
+
+
+async def test_a_provider_that_is_named_is_trusted() -> None:
+    dispatcher = dispatcher_of(ModelInfo(TINY), trusted=frozenset({PEER}))
+    error = await refusal(dispatcher)
+    assert isinstance(error, NetworkError), "it was asked"
+    (view,) = dispatcher.providers()
+    assert view.trusted
+    assert [model.name for model in dispatcher.models()] == [TINY]

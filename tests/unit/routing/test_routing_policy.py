@@ -269,3 +269,15 @@ def test_reasons_say_how_it_was_when_it_was_chosen() -> None:
     (candidate,) = choose(TINY, table, 0.0).candidates
     table.report(RELAY, Status(PeerId("a"), 1, 2, Health.DEGRADED, Load(running=9)), 0.0)
     assert candidate.reasons == ("healthy", "occupancy 0.3", "no link yet")
+
+
+def test_only_trusted_providers_are_candidates_however_many_others_there_are() -> None:
+    table = table_of(**{f"p{number}": 0 for number in range(300)})
+    trusted = frozenset({PeerId("p7"), PeerId("p290"), PeerId("elsewhere")})
+    decision = choose(RouteRequest(ModelName("tiny"), trusted=trusted), table, 0.0)
+    assert {candidate.peer for candidate in decision.candidates} == {"p7", "p290"}
+    assert {verdict for _, verdict in decision.excluded} == {Verdict.UNTRUSTED}
+    pinned = RouteRequest(ModelName("tiny"), provider=PeerId("p8"), trusted=trusted)
+    assert choose(pinned, table, 0.0).excluded == ((PeerId("p8"), Verdict.UNTRUSTED),)
+    nobody = choose(RouteRequest(ModelName("tiny"), trusted=frozenset()), table, 0.0)
+    assert nobody.candidates == ()
