@@ -15,9 +15,11 @@ from aimo_node.config.provider import ProviderSettings
 from aimo_node.config.section import Section
 from aimo_node.config.values import (
     HTTP_OFF,
+    LISTEN_OFF,
     Addresses,
     HttpAddress,
     Joins,
+    ListenAddresses,
     LowerCase,
     OptionalPath,
     PathValue,
@@ -69,10 +71,11 @@ class MeshSettings(Section):
         description="File with the closed mesh's secret: 64 hexadecimal characters, mode 0600.",
     )
     open: bool = Field(default=False, description="Admit every node: no mesh secret at all.")
-    listen: Addresses = Field(
+    listen: ListenAddresses = Field(
         default=(),
         description=(
-            f"libp2p addresses to listen on; port 0 picks one. Relay: {_RELAY_LISTEN}; others:"
+            "libp2p addresses to listen on; port 0 picks one; off: none."
+            f" Relay: {_RELAY_LISTEN}; others:"
             f" {_JOINED_LISTEN} when they join a mesh, {_LOOPBACK_LISTEN} when not."
         ),
     )
@@ -85,11 +88,31 @@ class MeshSettings(Section):
         ),
     )
 
+    @property
+    def listen_addresses(self) -> tuple[str, ...]:
+        """What to listen on; empty for a node that only dials and is reached through relays."""
+        return () if self.listen == (LISTEN_OFF,) else self.listen
+
     @model_validator(mode="after")
     def _open_or_secret(self) -> MeshSettings:
         if self.open and self.secret_file is not None:
             raise ValueError("an open mesh has no secret: drop mesh.open or mesh.secret_file")
         return self
+
+
+class RelaySettings(Section):
+    """What a relay carries for its members."""
+
+    member_bytes_per_second: int = Field(
+        default=64 * 1024 * 1024,
+        ge=1024,
+        description="What one member's circuits may carry together; they slow down beyond it.",
+    )
+    circuit_bytes_max: int = Field(
+        default=0,
+        ge=0,
+        description="What one circuit may carry before it breaks off; 0 sets no limit.",
+    )
 
 
 class EdgeSettings(Section):
@@ -153,6 +176,7 @@ class Settings(BaseSettings):
 
     node: NodeSettings = Field(default_factory=NodeSettings)
     mesh: MeshSettings = Field(default_factory=MeshSettings)
+    relay: RelaySettings = Field(default_factory=RelaySettings)
     provider: ProviderSettings = Field(default_factory=ProviderSettings)
     edge: EdgeSettings = Field(default_factory=EdgeSettings)
     log: LogSettings = Field(default_factory=LogSettings)
@@ -188,6 +212,8 @@ class Settings(BaseSettings):
                 "provider.engine: say which engine serves the model, such as --engine llama (the"
                 " demo model), --engine vllm --model M or --engine openai --endpoint URL --model M"
             )
+        if Role.RELAY in roles and not mesh.listen_addresses:
+            raise ConfigError("mesh.listen: a relay has to listen: give --listen an address")
         check_door(edge, roles)
         return self.model_copy(update={"mesh": mesh, "provider": provider, "edge": edge})
 
@@ -226,6 +252,7 @@ def _default_listen(roles: Role, mesh: MeshSettings) -> str:
 SECTIONS: Final[Mapping[str, type[Section]]] = {
     "node": NodeSettings,
     "mesh": MeshSettings,
+    "relay": RelaySettings,
     "provider": ProviderSettings,
     "edge": EdgeSettings,
     "log": LogSettings,

@@ -14,6 +14,7 @@ from aimo_node.domain.join import parse_join
 from aimo_node.errors import ConfigError
 
 HTTP_OFF: Final = "off"
+LISTEN_OFF: Final = "off"
 
 _LIST_MAX: Final = 64
 """Longest list in a configuration; a longer one is a mistake."""
@@ -105,18 +106,23 @@ def _check_joins(texts: tuple[str, ...]) -> tuple[str, ...]:
     return texts
 
 
-def _check_listen(texts: tuple[str, ...]) -> tuple[str, ...]:
+def _check_addresses(texts: tuple[str, ...]) -> tuple[str, ...]:
     for text in texts:
         if not text.startswith("/"):
             raise ValueError(f"expected a multiaddr such as /ip4/0.0.0.0/tcp/4001, got {text!r}")
     return texts
 
 
+def _check_listen(texts: tuple[str, ...]) -> tuple[str, ...]:
+    return texts if texts == (LISTEN_OFF,) else _check_addresses(texts)
+
+
 PathValue = Annotated[Path, BeforeValidator(_as_path)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_as_path)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_as_texts), Field(max_length=_LIST_MAX)]
 Joins = Annotated[Texts, AfterValidator(_check_joins)]
-Addresses = Annotated[Texts, AfterValidator(_check_listen)]
+Addresses = Annotated[Texts, AfterValidator(_check_addresses)]
+ListenAddresses = Annotated[Texts, AfterValidator(_check_listen)]
 Arguments = Annotated[tuple[str, ...], BeforeValidator(_as_arguments), Field(max_length=_LIST_MAX)]
 HttpAddress = Annotated[str, AfterValidator(_check_http)]
 ModelNames = Annotated[
