@@ -189,8 +189,8 @@ class Node:
         self._network.add_observer(self._relay)
         circuits = self._settings.relay
         limits_of_circuits = CircuitLimits(
-            circuit_bytes_max=circuits.circuit_bytes_max,
-            member_bytes_per_second=circuits.member_bytes_per_second,
+            circuit_bytes_max=int(circuits.circuit_megabytes_max * 1e6),
+            member_bytes_per_second=circuits.member_megabytes_per_second * 1e6,
         )
         hops = CircuitRelay(self._host, self._network, self._addresses, limits_of_circuits)
         self._network.add_observer(hops)

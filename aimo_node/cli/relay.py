@@ -11,17 +11,17 @@ from aimo_node.cli.flags import join_file_flag, node_flags, setting_flag
 @node_flags
 @join_file_flag
 @setting_flag(
-    "relay.member_bytes_per_second",
-    "--member-bytes-per-second",
-    type=int,
-    metavar="BYTES",
-    help="What one member's circuits may carry together.  [default: 67108864]",
+    "relay.member_megabytes_per_second",
+    "--member-megabytes-per-second",
+    type=float,
+    metavar="MB",
+    help="What one member's circuits may carry together.  [default: 64]",
 )
 @setting_flag(
-    "relay.circuit_bytes_max",
-    "--circuit-bytes-max",
-    type=int,
-    metavar="BYTES",
+    "relay.circuit_megabytes_max",
+    "--circuit-megabytes-max",
+    type=float,
+    metavar="MB",
     help="What one circuit may carry before it breaks off.  [default: no limit]",
 )
 @click.pass_context

@@ -103,12 +103,12 @@ class MeshSettings(Section):
 class RelaySettings(Section):
     """What a relay carries for its members."""
 
-    member_bytes_per_second: int = Field(
-        default=64 * 1024 * 1024,
-        ge=1024,
+    member_megabytes_per_second: float = Field(
+        default=64,
+        ge=0.01,
         description="What one member's circuits may carry together; they slow down beyond it.",
     )
-    circuit_bytes_max: int = Field(
+    circuit_megabytes_max: float = Field(
         default=0,
         ge=0,
         description="What one circuit may carry before it breaks off; 0 sets no limit.",

@@ -26,7 +26,7 @@ class CircuitLimits:
     circuits_per_member_max: int = 64
     """Of those, such that begin or end at one member: an edge keeps links to 64 providers."""
 
-    member_bytes_per_second: float = 64 * 1024 * 1024.0
+    member_bytes_per_second: float = 64e6
     """Through all circuits of one member, both directions together: half of what a gigabit port
     passes on, so that no member has it alone. Beyond it the member's circuits slow down."""
 

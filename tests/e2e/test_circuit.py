@@ -87,7 +87,7 @@ async def test_a_killed_relay_is_reported_and_replaced(own_mesh, tmp_path):
 
 
 async def test_a_lowered_limit_ends_a_stream_with_one_clean_error(own_mesh):
-    relay = own_mesh.relay("--circuit-bytes-max", "100000")
+    relay = own_mesh.relay("--circuit-megabytes-max", "0.1")
     await relay.ready()
     provider = hidden_provider(own_mesh, "echo")
     edge = await own_mesh.edge().ready()

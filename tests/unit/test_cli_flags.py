@@ -36,7 +36,7 @@ def flags_of(name: str) -> set[str]:
 
 
 def test_every_long_running_command_has_the_flags_of_the_contract() -> None:
-    circuits = {"--member-bytes-per-second", "--circuit-bytes-max"}
+    circuits = {"--member-megabytes-per-second", "--circuit-megabytes-max"}
     assert flags_of("relay") == COMMON | {"--join-file"} | circuits
     assert flags_of("provider") == COMMON | PROVIDER
     assert flags_of("edge") == COMMON | EDGE

@@ -61,8 +61,8 @@ def test_every_setting_can_be_set_by_its_variable(tmp_path: Path) -> None:
         "mesh.join": f"{JOIN},{ADDRESS}",
         "mesh.open": "yes",
         "mesh.listen": "/ip4/127.0.0.1/tcp/0, /ip6/::1/tcp/0",
-        "relay.member_bytes_per_second": "2000000",
-        "relay.circuit_bytes_max": "5000000000",
+        "relay.member_megabytes_per_second": "2",
+        "relay.circuit_megabytes_max": "0.5",
         "provider.engine_args": "--tokens 200 --text 'two words'",
         "provider.requests_max": "7",
         "provider.waiting_max": "3",
@@ -91,7 +91,7 @@ def test_every_setting_can_be_set_by_its_variable(tmp_path: Path) -> None:
     assert settings.mesh.join == (JOIN, ADDRESS)
     assert settings.mesh.open is True
     assert settings.mesh.listen == ("/ip4/127.0.0.1/tcp/0", "/ip6/::1/tcp/0")
-    assert settings.relay.circuit_bytes_max == 5_000_000_000
+    assert settings.relay.circuit_megabytes_max == 0.5
     assert settings.provider.engine_args == ("--tokens", "200", "--text", "two words")
     assert settings.edge.http_bind == ("::1", 0)
     assert settings.log.level == "debug"
