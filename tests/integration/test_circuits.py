@@ -1,6 +1,7 @@
 """Circuits: links through a relay, end to end, for members only, within quotas."""
 
 import contextlib
+from functools import partial
 
 import pytest
 import trio
@@ -58,6 +59,40 @@ async def test_an_address_of_its_own_is_preferred_to_a_circuit():
         edge.network.remember(provider.peer, provider.addresses())
         assert (await edge.network.connect(provider.peer)).path == "direct"
         assert relay.relay.book.running == 0
+
+
+async def test_a_direct_address_that_is_slower_than_a_circuit_is_preferred_too():
+    """A circuit costs the relay twice what it carries: the direct way gets its head start."""
+    async with parties() as start, trio.open_nursery() as nursery:
+        relay = await start("relay", Role.RELAY, listen=LOOPBACK)
+        provider = await start("provider", Role.PROVIDER, listen=LOOPBACK, relays=[relay])
+        edge = await start("edge", Role.EDGE, relays=[relay])
+        await provider.join(relay)
+        await provider.reserved(relay)
+        await edge.join(relay)
+        port = int(provider.host.addresses()[0].split("/")[4])
+        serve = partial(trio.serve_tcp, host="127.0.0.1")
+        (listener,) = await nursery.start(serve, partial(pass_on_late, port), 0)
+        late = f"/ip4/127.0.0.1/tcp/{listener.socket.getsockname()[1]}/p2p/{provider.peer}"
+        edge.network.remember(provider.peer, [late, provider.addresses()[-1]])
+        assert (await edge.network.connect(provider.peer)).path == "direct"
+        assert relay.relay.bytes_carried == 0
+        nursery.cancel_scope.cancel()
+
+
+async def pass_on_late(port: int, near: trio.SocketStream) -> None:
+    """A way that takes 200 ms longer to begin with; far less than its head start."""
+    await trio.sleep(0.2)
+    far = await trio.open_tcp_stream("127.0.0.1", port)
+
+    async def pump(source: trio.SocketStream, sink: trio.SocketStream) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):
+            async for data in source:
+                await sink.send_all(data)
+
+    async with far, trio.open_nursery() as nursery:
+        nursery.start_soon(pump, near, far)
+        nursery.start_soon(pump, far, near)
 
 
 async def test_a_direct_address_that_never_answers_does_not_hold_up_the_circuit():
@@ -169,6 +204,17 @@ async def test_a_reservation_is_for_who_asks_whomever_it_names():
         assert await stream.read(1)
         assert not relay.relay.book.has_reservation(victim.peer, trio.current_time())
         assert relay.relay.book.has_reservation(edge.peer, trio.current_time())
+
+
+async def test_nobody_hops_over_a_circuit():
+    """Two relays in a row would carry what no quota of the second is counted for."""
+    async with triangle() as (_, provider, edge):
+        provider.relay.start()
+        await edge.network.connect(provider.peer)
+        (connection,) = edge.host._live_connections(ID.from_base58(provider.peer))
+        stream = await edge.host._negotiate(connection, HOP_PROTOCOL)
+        with pytest.raises(NetworkError, match="permission denied"):
+            await circuit_messages.ask_for_reservation(stream.muxed_stream)
 
 
 async def test_a_peer_without_a_reservation_cannot_be_hopped_to():
@@ -329,6 +375,17 @@ async def test_a_relay_nobody_joined_is_not_asked():
         await provider.join(pretender, relay)
         await provider.reserved(relay)
         assert provider.circuits.relays == (relay.peer,)
+
+
+async def test_circuits_end_with_the_link_even_if_the_connection_lives_on():
+    """As it does while the same peer is being dialled, or says Hello again in vain."""
+    async with triangle() as (relay, provider, edge):
+        link = await edge.network.connect(provider.peer)
+        relay.network._dials[provider.peer] = provider.network._dials[relay.peer] = None
+        relay.network.link(provider.peer).close()
+        with trio.fail_after(5):
+            await link.closed.wait()
+        await until(lambda: relay.relay.book.running == 0)
 
 
 async def test_a_member_that_leaves_has_no_circuits_and_no_reservation():
