@@ -44,7 +44,16 @@ def why_not(*, nat: bool) -> str:
     made = subprocess.run(["ip", "netns", "add", probe], capture_output=True, check=False)
     if made.returncode:
         return f"no network namespaces here: {made.stderr.decode().strip()}"
-    run("ip", "netns", "del", probe)
+    try:
+        if nat:
+            filter_packets = ["ip", "netns", "exec", probe, "nft", "-f", "-"]
+            tried = subprocess.run(
+                filter_packets, input=RULES.encode(), capture_output=True, check=False
+            )
+            if tried.returncode:
+                return f"no network address translation here: {tried.stderr.decode().strip()}"
+    finally:
+        run("ip", "netns", "del", probe)
     return ""
 
 
