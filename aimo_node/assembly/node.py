@@ -25,11 +25,15 @@ from aimo_node.domain.models import Health
 from aimo_node.domain.ready import ReadyLine
 from aimo_node.errors import NetworkError
 from aimo_node.mesh.announcer import Announcer
+from aimo_node.mesh.circuit import RESERVATIONS_MAX, Circuits
+from aimo_node.mesh.circuit_quotas import CircuitLimits
+from aimo_node.mesh.circuit_relay import CircuitRelay
 from aimo_node.mesh.discovery import Discovery
 from aimo_node.mesh.host import HostLimits, MeshHost
 from aimo_node.mesh.identity import load_identity
 from aimo_node.mesh.joiner import Joiner
 from aimo_node.mesh.network import MeshNetwork
+from aimo_node.mesh.paths import Paths
 from aimo_node.mesh.relay import RelayDirectory
 from aimo_node.protocol import limits
 from aimo_node.protocol.handshake import Admission
@@ -95,10 +99,19 @@ class Node:
         )
         self._host = MeshHost(
             self._identity,
-            settings.mesh.listen,
+            settings.mesh.listen_addresses,
             limits=HostLimits(),
             on_stream=self._network.accept,
         )
+        self._circuits = Circuits(
+            self._host,
+            self._network,
+            self._relays,
+            changed=self._on_new_addresses,
+            # a relay can be dialled, or it would be none
+            reservations_max=0 if Role.RELAY in roles else RESERVATIONS_MAX,
+        )
+        self._network.add_observer(self._circuits)
         self._announcer: Announcer | None = None
         self._wants_own_link = trio.Event()
         self._dispatcher: Dispatcher | None = None
@@ -110,8 +123,10 @@ class Node:
     async def run(self, on_ready: Callable[[ReadyLine], None]) -> None:
         """See `run_node`."""
         async with self._host, trio.open_nursery() as nursery:
-            nursery.start_soon(self._network.run, self._host)
+            paths = Paths(self._host, self._circuits, seconds_max=HostLimits().dial_seconds_max)
+            nursery.start_soon(self._network.run, paths)
             await self._network.running.wait()
+            nursery.start_soon(self._circuits.run)
             self._start_roles(nursery)
             nursery.start_soon(self._joiner.run)
             if self._roles.bit_count() > 1:
@@ -179,6 +194,14 @@ class Node:
     def _start_relay(self, nursery: trio.Nursery) -> None:
         self._relay = RelayDirectory(self._network)
         self._network.add_observer(self._relay)
+        circuits = self._settings.relay
+        limits_of_circuits = CircuitLimits(
+            circuit_bytes_max=int(circuits.circuit_megabytes_max * 1e6),
+            member_bytes_per_second=circuits.member_megabytes_per_second * 1e6,
+        )
+        hops = CircuitRelay(self._host, self._network, self._addresses, limits_of_circuits)
+        self._network.add_observer(hops)
+        hops.start()
         nursery.start_soon(self._relay.run)
         if self._roles == Role.RELAY:
             # gossip is for relays among themselves; a laptop that is everything has no others
@@ -242,10 +265,16 @@ class Node:
         return ready
 
     def _addresses(self) -> tuple[str, ...]:
-        """Where others reach this node, the best first."""
+        """Where others reach this node, the best first, circuits last."""
         own = f"/p2p/{self._identity.peer_id}"
         told = [text.partition("/p2p/")[0] + own for text in self._settings.mesh.announce]
-        return tuple(dict.fromkeys([*told, *self._host.addresses()]))[:ADDRESSES_MAX]
+        circuits = self._circuits.addresses()
+        direct = list(dict.fromkeys([*told, *self._host.addresses()]))
+        return (*direct[: ADDRESSES_MAX - len(circuits)], *circuits)
+
+    def _on_new_addresses(self) -> None:
+        if self._announcer is not None:
+            self._announcer.changed()
 
     async def _until_own_models_are_known(self) -> None:
         """A laptop that says it is ready answers the first question, not "no such model"."""

@@ -85,7 +85,7 @@ node_flags: Callable[[Any], Any] = _stack(
         "--listen",
         metavar="MULTIADDR",
         multiple=True,
-        help="libp2p address to listen on; port 0 picks one.",
+        help="libp2p address to listen on; port 0 picks one; off: none.",
     ),
     setting_flag(
         "mesh.announce",

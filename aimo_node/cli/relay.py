@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import click
 
-from aimo_node.cli.flags import join_file_flag, node_flags
+from aimo_node.cli.flags import join_file_flag, node_flags, setting_flag
 
 
 @click.command("relay")
 @node_flags
 @join_file_flag
+@setting_flag(
+    "relay.member_megabytes_per_second",
+    "--member-megabytes-per-second",
+    type=float,
+    metavar="MB",
+    help="What one member's circuits may carry together.  [default: 64]",
+)
+@setting_flag(
+    "relay.circuit_megabytes_max",
+    "--circuit-megabytes-max",
+    type=float,
+    metavar="MB",
+    help="What one circuit may carry before it breaks off.  [default: no limit]",
+)
 @click.pass_context
 def command(context: click.Context, /, **_flags: object) -> int:
     """Help nodes find and reach each other; needs no GPU.

@@ -15,10 +15,12 @@ from aimo_node.config.provider import ProviderSettings
 from aimo_node.config.section import Section
 from aimo_node.config.values import (
     HTTP_OFF,
+    LISTEN_OFF,
     TRUST_MEMBERS,
     Addresses,
     HttpAddress,
     Joins,
+    ListenAddresses,
     LowerCase,
     OptionalPath,
     PathValue,
@@ -71,10 +73,11 @@ class MeshSettings(Section):
         description="File with the closed mesh's secret: 64 hexadecimal characters, mode 0600.",
     )
     open: bool = Field(default=False, description="Admit every node: no mesh secret at all.")
-    listen: Addresses = Field(
+    listen: ListenAddresses = Field(
         default=(),
         description=(
-            f"libp2p addresses to listen on; port 0 picks one. Relay: {_RELAY_LISTEN}; others:"
+            "libp2p addresses to listen on; port 0 picks one; off: none."
+            f" Relay: {_RELAY_LISTEN}; others:"
             f" {_JOINED_LISTEN} when they join a mesh, {_LOOPBACK_LISTEN} when not."
         ),
     )
@@ -87,11 +90,31 @@ class MeshSettings(Section):
         ),
     )
 
+    @property
+    def listen_addresses(self) -> tuple[str, ...]:
+        """What to listen on; empty for a node that only dials and is reached through relays."""
+        return () if self.listen == (LISTEN_OFF,) else self.listen
+
     @model_validator(mode="after")
     def _open_or_secret(self) -> MeshSettings:
         if self.open and self.secret_file is not None:
             raise ValueError("an open mesh has no secret: drop mesh.open or mesh.secret_file")
         return self
+
+
+class RelaySettings(Section):
+    """What a relay carries for its members."""
+
+    member_megabytes_per_second: float = Field(
+        default=64,
+        ge=0.01,
+        description="What one member's circuits may carry together; they slow down beyond it.",
+    )
+    circuit_megabytes_max: float = Field(
+        default=0,
+        ge=0,
+        description="What one circuit may carry before it breaks off; 0 sets no limit.",
+    )
 
 
 class EdgeSettings(Section):
@@ -168,6 +191,7 @@ class Settings(BaseSettings):
 
     node: NodeSettings = Field(default_factory=NodeSettings)
     mesh: MeshSettings = Field(default_factory=MeshSettings)
+    relay: RelaySettings = Field(default_factory=RelaySettings)
     provider: ProviderSettings = Field(default_factory=ProviderSettings)
     edge: EdgeSettings = Field(default_factory=EdgeSettings)
     log: LogSettings = Field(default_factory=LogSettings)
@@ -203,6 +227,8 @@ class Settings(BaseSettings):
                 "provider.engine: say which engine serves the model, such as --engine llama (the"
                 " demo model), --engine vllm --model M or --engine openai --endpoint URL --model M"
             )
+        if Role.RELAY in roles and not mesh.listen_addresses:
+            raise ConfigError("mesh.listen: a relay has to listen: give --listen an address")
         check_door(edge, roles)
         return self.model_copy(update={"mesh": mesh, "provider": provider, "edge": edge})
 
@@ -241,6 +267,7 @@ def _default_listen(roles: Role, mesh: MeshSettings) -> str:
 SECTIONS: Final[Mapping[str, type[Section]]] = {
     "node": NodeSettings,
     "mesh": MeshSettings,
+    "relay": RelaySettings,
     "provider": ProviderSettings,
     "edge": EdgeSettings,
     "log": LogSettings,

@@ -16,6 +16,7 @@ from aimo_node.errors import ConfigError
 
 HTTP_OFF: Final = "off"
 TRUST_MEMBERS: Final = "members"
+LISTEN_OFF: Final = "off"
 
 _TRUSTED_MAX: Final = 1_024
 """Providers that can be named one by one; a larger circle is a mesh of its own."""
@@ -118,7 +119,7 @@ def _check_joins(texts: tuple[str, ...]) -> tuple[str, ...]:
     return texts
 
 
-def _check_listen(texts: tuple[str, ...]) -> tuple[str, ...]:
+def _check_addresses(texts: tuple[str, ...]) -> tuple[str, ...]:
     for text in texts:
         if not text.startswith("/"):
             raise ValueError(f"expected a multiaddr such as /ip4/0.0.0.0/tcp/4001, got {text!r}")
@@ -135,17 +136,22 @@ def _check_trust(texts: tuple[str, ...]) -> tuple[str, ...]:
     return texts
 
 
+def _check_listen(texts: tuple[str, ...]) -> tuple[str, ...]:
+    return texts if texts == (LISTEN_OFF,) else _check_addresses(texts)
+
+
 PathValue = Annotated[Path, BeforeValidator(_as_path)]
 OptionalPath = Annotated[Path | None, BeforeValidator(_as_path)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_as_texts), Field(max_length=_LIST_MAX)]
 Joins = Annotated[Texts, AfterValidator(_check_joins)]
-Addresses = Annotated[Texts, AfterValidator(_check_listen)]
 TrustedPeers = Annotated[
     tuple[str, ...],
     BeforeValidator(_as_texts),
     Field(max_length=_TRUSTED_MAX),
     AfterValidator(_check_trust),
 ]
+Addresses = Annotated[Texts, AfterValidator(_check_addresses)]
+ListenAddresses = Annotated[Texts, AfterValidator(_check_listen)]
 Arguments = Annotated[tuple[str, ...], BeforeValidator(_as_arguments), Field(max_length=_LIST_MAX)]
 HttpAddress = Annotated[str, AfterValidator(_check_http)]
 ModelNames = Annotated[

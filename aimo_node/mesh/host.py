@@ -17,15 +17,18 @@ from aimo_node.domain.ids import PeerId
 from aimo_node.errors import ConfigError, NetworkError
 from aimo_node.mesh.exception_groups import only_leaf
 from aimo_node.mesh.fixes.background_work import ReticentHost
+from aimo_node.mesh.fixes.circuit_stream import CircuitStream
 from aimo_node.mesh.fixes.connection_flood import ArrivalGate
 from aimo_node.mesh.fixes.direct_dial import LIBRARY_ERRORS, race_addresses
 from aimo_node.mesh.fixes.handler_errors import contain_errors
 from aimo_node.mesh.fixes.library import (
     ID,
     ConnectionConfig,
+    ConnectionType,
     Multiaddr,
     MultiselectCommunicator,
     PeerStore,
+    RawConnection,
     RetryConfig,
     Swarm,
     ed25519_key_pair,
@@ -55,6 +58,9 @@ _SWEEPS_PER_PERIOD: Final = 4
 _SHUTDOWN_SECONDS_MAX: Final = 2.0
 _CONNECTIONS_PER_PEER_MAX: Final = 4
 """Two after a simultaneous dial; a dead one or two may linger after a change of networks."""
+
+_NOWHERE: Final = Multiaddr("/p2p-circuit")
+"""What libp2p is told of where the far end of a circuit is: it only logs it."""
 
 OnStream = Callable[[LinkStream], Awaitable[None]]
 
@@ -178,6 +184,67 @@ class MeshHost:
         except LIBRARY_ERRORS as error:
             raise NetworkError(f"cannot open a stream to {peer}: {error}") from error
 
+    def serve(self, protocol: str, handler: Callable[[Any], Awaitable[None]]) -> None:
+        """Have `handler` called with every stream that a peer opens for `protocol`.
+
+        The stream is libp2p's; the handler ends it. What it raises is logged, and resets it.
+        """
+        self._host.set_stream_handler(protocol, handler)
+
+    async def open_stream(self, peer: PeerId, protocol: str) -> Any:  # noqa: ANN401 (NetStream)
+        """Open libp2p's stream for `protocol` to a peer over a direct connection that is there.
+
+        Raises:
+            NetworkError: there is none, or the peer does not speak the protocol.
+        """
+        for connection in self._live_connections(ID.from_base58(peer)):
+            if connection.muxed_conn.path == "direct":
+                try:
+                    return await self._negotiate(connection, protocol)
+                except (*LIBRARY_ERRORS, trio.TooSlowError) as error:
+                    raise NetworkError(f"cannot open a stream to {peer}: {error}") from error
+        raise NetworkError(f"there is no connection to {peer}")
+
+    async def connect_over(self, net_stream: Any, peer: PeerId) -> LinkStream:  # noqa: ANN401
+        """Connect to `peer` over a circuit, end to end, and open the link's stream.
+
+        Args:
+            net_stream: the stream to the relay, which has connected it. It ends with the connection
+                or with the failure.
+
+        Raises:
+            NetworkError: the far end does not answer, or is somebody else.
+        """
+        circuit = CircuitStream(net_stream.muxed_stream)
+        try:
+            connection = await self._swarm.upgrade_outbound_raw_conn(
+                _raw(circuit, initiator=True), ID.from_base58(peer)
+            )
+            stream = self._as_link_stream(
+                await self._negotiate(connection, self._protocol), initiator=True
+            )
+        except BaseException as error:
+            with trio.CancelScope(shield=True):
+                await net_stream.reset()
+            if isinstance(error, (*LIBRARY_ERRORS, trio.TooSlowError)):
+                raise NetworkError(f"no answer from the far end: {error}") from error
+            raise
+        self._nursery.start_soon(_release_with, circuit, net_stream)
+        return stream
+
+    async def accept_over(self, net_stream: Any) -> None:  # noqa: ANN401
+        """Let the far end of a circuit connect to this node, and return when the circuit is over.
+
+        Raises:
+            NetworkError: it did not prove who it is.
+        """
+        circuit = CircuitStream(net_stream.muxed_stream)
+        try:
+            await self._swarm.upgrade_inbound_raw_conn(_raw(circuit, initiator=False), _NOWHERE)
+            await circuit.closed.wait()
+        except LIBRARY_ERRORS as error:
+            raise NetworkError(f"no handshake over the circuit: {error}") from error
+
     async def disconnect(self, peer: PeerId) -> None:
         """Close every connection to `peer`."""
         async with trio.open_nursery() as nursery:
@@ -244,18 +311,22 @@ class MeshHost:
         return await self._open(await self._connect(peer_id, peer, addresses))
 
     async def _open(self, connection: Any) -> LinkStream:  # noqa: ANN401 (libp2p's SwarmConn)
+        net_stream = await self._negotiate(connection, self._protocol)
+        return self._as_link_stream(net_stream, initiator=True)
+
+    async def _negotiate(self, connection: Any, protocol: str) -> Any:  # noqa: ANN401
         net_stream = await connection.new_stream()
         try:
             with trio.fail_after(self._limits.negotiation_seconds_max):
-                protocol = await self._host.multiselect_client.select_one_of(
-                    [self._protocol], MultiselectCommunicator(net_stream)
+                agreed = await self._host.multiselect_client.select_one_of(
+                    [protocol], MultiselectCommunicator(net_stream)
                 )
         except BaseException:
             with trio.CancelScope(shield=True):
                 await net_stream.reset()
             raise
-        net_stream.set_protocol(protocol)
-        return self._as_link_stream(net_stream, initiator=True)
+        net_stream.set_protocol(agreed)
+        return net_stream
 
     async def _connect(self, peer_id: ID, peer: PeerId, addresses: Sequence[str]) -> Any:  # noqa: ANN401
         while peer in self._dialing:
@@ -311,6 +382,17 @@ class MeshHost:
             async with trio.open_nursery() as nursery:
                 for connection in self._swarm.get_connections():
                     nursery.start_soon(connection.close)
+
+
+def _raw(circuit: CircuitStream, *, initiator: bool) -> RawConnection:
+    return RawConnection(circuit, initiator, ConnectionType.RELAYED, [_NOWHERE])
+
+
+async def _release_with(circuit: CircuitStream, net_stream: Any) -> None:  # noqa: ANN401
+    """The stream below a circuit stays in libp2p's books until somebody takes it out."""
+    await circuit.closed.wait()
+    with trio.CancelScope(shield=True):
+        await net_stream.close()
 
 
 def _parse_listen(text: str) -> Multiaddr:

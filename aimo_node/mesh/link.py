@@ -59,6 +59,8 @@ class ByteStream(Protocol):
     peer: PeerId
     initiator: bool
     remote_address: str
+    path: str
+    """How it reaches the peer: `direct`, `circuit` or `local`."""
 
     async def read(self, max_bytes: int = READ_BYTES) -> bytes:
         """What has arrived; empty at the end. Raises NetworkError."""
@@ -102,12 +104,11 @@ class Link:
         observer: LinkObserver,
         *,
         handler: RequestHandler | None = None,
-        path: str = "direct",
     ) -> None:
         self.stream = stream
         self.session = session
         self.peer = stream.peer
-        self.path = path
+        self.path = stream.path
         self.opened = trio.Event()
         self.closed = trio.Event()
         self.settled = trio.Event()

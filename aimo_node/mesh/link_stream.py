@@ -40,6 +40,7 @@ class LinkStream:
         self._writes_without_yielding = 0
         self.peer = PeerId(stream.muxed_conn.peer_id.to_base58())
         self.initiator = initiator
+        self.path: str = stream.muxed_conn.path
         address = stream.get_remote_address()
         self.remote_address = "" if address is None else str(socket_multiaddr(*address))
 

@@ -114,6 +114,10 @@ class MeshNetwork:
             del self._addresses[next(iter(self._addresses))]  # the one named longest ago
         self._addresses[peer] = tuple(addresses[:ADDRESSES_PER_PEER_MAX])
 
+    def knows(self, peer: PeerId) -> bool:
+        """Whether an address of the peer is known."""
+        return peer in self._addresses
+
     def forget(self, peer: PeerId) -> None:
         """The peer has left the mesh."""
         self._addresses.pop(peer, None)
@@ -257,13 +261,13 @@ class MeshNetwork:
         """A link of this node to itself, so that its roles talk as if they were apart."""
         asking_end, serving_end = open_pipe(self.peer, self.peer)
         now = trio.current_time()
-        asking = Link(asking_end, Session(self._admission, self.peer, now), self, path="local")
+        asking_end.path = serving_end.path = "local"
+        asking = Link(asking_end, Session(self._admission, self.peer, now), self)
         serving = Link(
             serving_end,
             Session(self._admission, self.peer, now),
             _ServingEnd(self),
             handler=self._handler,
-            path="local",
         )
         nursery.start_soon(self._live, serving)
         nursery.start_soon(self._live, asking)

@@ -36,6 +36,7 @@ class PipeEnd:
         self.peer = peer
         self.initiator = initiator
         self.remote_address = "local"
+        self.path = "direct"
         self._incoming = incoming
         self._outgoing = outgoing
 

@@ -43,14 +43,18 @@ class WarmLinks:
     def __init__(self, network: MeshNetwork, table: RoutingTable) -> None:
         self._network = network
         self._table = table
-        self._located: set[PeerId] = set()
+        self._located: dict[PeerId, tuple[str, ...]] = {}
         self._dialled: dict[PeerId, _Dialled] = {}
         self._dialling: set[PeerId] = set()
         self._news = trio.Event()
 
     def locate(self, peer: PeerId, addresses: Sequence[str]) -> None:
         """A provider in the table can be dialled there, until it leaves the table."""
-        self._located.add(peer)
+        known = self._dialled.get(peer)
+        if known is not None and self._located.get(peer) != tuple(addresses):
+            known.failures = 0  # what failed was another way
+            known.again_at = min(known.again_at, trio.current_time() + RETRY_SECONDS)
+        self._located[peer] = tuple(addresses)
         self._network.remember(peer, addresses)
         self.look()
 
@@ -72,8 +76,8 @@ class WarmLinks:
 
     def _forget_departed(self) -> None:
         departed = {peer for peer in self._located if self._table.get(peer) is None}
-        self._located -= departed
         for peer in departed:
+            del self._located[peer]
             self._network.forget(peer)
             self._dialled.pop(peer, None)
 

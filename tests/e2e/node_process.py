@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +47,19 @@ class NodeProcess:
     """
 
     def __init__(
-        self, name: str, command: str, *flags: str, folder: Path, variables: Mapping[str, str] = {}
+        self,
+        name: str,
+        command: str,
+        *flags: str,
+        folder: Path,
+        variables: Mapping[str, str] = {},
+        prefix: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.state = folder / name
         self._stdout, self._stderr = folder / f"{name}.out", folder / f"{name}.err"
         arguments = [
+            *prefix,
             *(sys.executable, "-m", "aimo_node", command, *flags),
             *("--state", str(self.state)),
             *(() if "--config" in flags else ("--config", os.devnull)),

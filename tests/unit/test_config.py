@@ -61,6 +61,8 @@ def test_every_setting_can_be_set_by_its_variable(tmp_path: Path) -> None:
         "mesh.join": f"{JOIN},{ADDRESS}",
         "mesh.open": "yes",
         "mesh.listen": "/ip4/127.0.0.1/tcp/0, /ip6/::1/tcp/0",
+        "relay.member_megabytes_per_second": "2",
+        "relay.circuit_megabytes_max": "0.5",
         "provider.engine_args": "--tokens 200 --text 'two words'",
         "provider.requests_max": "7",
         "provider.waiting_max": "3",
@@ -92,6 +94,7 @@ def test_every_setting_can_be_set_by_its_variable(tmp_path: Path) -> None:
     assert settings.mesh.join == (JOIN, ADDRESS)
     assert settings.mesh.open is True
     assert settings.mesh.listen == ("/ip4/127.0.0.1/tcp/0", "/ip6/::1/tcp/0")
+    assert settings.relay.circuit_megabytes_max == 0.5
     assert settings.provider.engine_args == ("--tokens", "200", "--text", "two words")
     assert settings.edge.http_bind == ("::1", 0)
     assert settings.log.level == "debug"
@@ -324,3 +327,14 @@ def test_a_trust_that_names_nobody_is_refused(tmp_path: Path, text: str) -> None
     """Not taken for everybody, nor for nobody."""
     with pytest.raises(ConfigError, match=r"edge\.trust: expected members, or peer ids"):
         load(f"[edge]\ntrust = {text}\n", folder=tmp_path)
+
+
+def test_a_node_can_listen_nowhere_unless_it_is_a_relay(tmp_path: Path) -> None:
+    settings = load('[mesh]\nlisten = ["off"]\n', folder=tmp_path).settings
+    assert settings.for_roles(Role.EDGE).mesh.listen_addresses == ()
+    with pytest.raises(ConfigError, match="a relay has to listen"):
+        settings.for_roles(Role.RELAY)
+    with pytest.raises(ConfigError, match=r"mesh\.listen.*multiaddr"):
+        load('[mesh]\nlisten = ["off", "/ip4/127.0.0.1/tcp/0"]\n', folder=tmp_path)
+    with pytest.raises(ConfigError, match=r"mesh\.announce.*multiaddr"):
+        load('[mesh]\nannounce = ["off"]\n', folder=tmp_path)

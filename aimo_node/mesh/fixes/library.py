@@ -10,6 +10,7 @@ require_known_version()
 
 with lean_imports():
     from libp2p.abc import IListener, IMuxedConn, IMuxedStream, INotifee
+    from libp2p.connection_types import ConnectionType
     from libp2p.crypto.ed25519 import create_new_key_pair as ed25519_key_pair
     from libp2p.crypto.keys import KeyType
     from libp2p.crypto.serialization import (
@@ -20,6 +21,7 @@ with lean_imports():
     from libp2p.exceptions import BaseLibp2pError
     from libp2p.host.basic_host import BasicHost
     from libp2p.identity.identify_push.identify_push import ID_PUSH as IDENTIFY_PUSH_PROTOCOL
+    from libp2p.io.abc import ReadWriteCloser
     from libp2p.io.exceptions import ConnectionClosedError
     from libp2p.io.trio import TrioTCPStream
     from libp2p.network.config import ConnectionConfig, RetryConfig
@@ -29,6 +31,7 @@ with lean_imports():
     from libp2p.peer.id import ID
     from libp2p.peer.peerstore import PeerStore
     from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
+    from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, StopMessage
     from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
     from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_PROTOCOL
     from libp2p.security.noise.transport import Transport as NoiseTransport
@@ -44,6 +47,7 @@ with lean_imports():
     from libp2p.transport.exceptions import MuxerUpgradeFailure, OpenConnectionError
     from libp2p.transport.tcp.tcp import TCP
     from libp2p.transport.upgrader import TransportUpgrader
+    from libp2p.utils.varint import encode_varint_prefixed, read_varint_prefixed_bytes_limited
     from multiaddr import Multiaddr
     from multiaddr.exceptions import Error as MultiaddrError
     from multiaddr.utils import get_network_addrs
@@ -60,6 +64,8 @@ __all__ = [
     "BasicHost",
     "ConnectionClosedError",
     "ConnectionConfig",
+    "ConnectionType",
+    "HopMessage",
     "IListener",
     "IMuxedConn",
     "IMuxedStream",
@@ -80,14 +86,18 @@ __all__ = [
     "PeerIDMismatchesPubkey",
     "PeerStore",
     "RawConnection",
+    "ReadWriteCloser",
     "RetryConfig",
+    "StopMessage",
     "Swarm",
     "TransportUpgrader",
     "TrioTCPStream",
     "ed25519_key_pair",
+    "encode_varint_prefixed",
     "get_network_addrs",
     "key_type_to_private_key_deserializer",
     "key_type_to_public_key_deserializer",
+    "read_varint_prefixed_bytes_limited",
     "swarm_connection",
     "x25519_key_pair",
 ]

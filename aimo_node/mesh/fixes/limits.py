@@ -34,8 +34,9 @@ class HostLimits:
     write_seconds_max: float = 12.0
     """Without any progress the connection is closed. The link calls a peer dead after as long."""
 
-    inbound_streams_max: int = 64
-    """Open streams one peer may have opened: one link, and a few of libp2p's own protocols."""
+    inbound_streams_max: int = 80
+    """Open streams one peer may have opened: one link, 64 circuits when one of the two is a relay,
+    and a few of libp2p's own protocols."""
 
     unlinked_seconds_max: float = 20.0
     """A connection without a link for so long is closed: who only connects gets nothing."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from aimo_node.mesh.fixes.circuit_stream import CircuitStream
 from aimo_node.mesh.fixes.library import (
     ID,
     NOISE_PROTOCOL,
@@ -38,14 +39,14 @@ class YamuxOnly(MuxerMultistream):  # type: ignore[misc]
         """Agree on Yamux over the secured connection `conn` and take it over.
 
         Raises:
-            MuxerUpgradeFailure: the connection does not run over TCP.
+            MuxerUpgradeFailure: the connection runs over neither TCP nor a circuit.
         """
         raw = conn.conn.read_writer.read_write_closer
-        tcp = raw.stream if isinstance(raw, RawConnection) else None
-        if not isinstance(tcp, BufferedTcpStream):
-            raise MuxerUpgradeFailure("only connections over TCP are supported")
+        lower = raw.stream if isinstance(raw, RawConnection) else None
+        if not isinstance(lower, BufferedTcpStream | CircuitStream):
+            raise MuxerUpgradeFailure("only connections over TCP and circuits are supported")
         protocol, _ = await self._selector.select(conn, conn.is_initiator, self.negotiate_timeout)
-        connection = YamuxConnection(conn, tcp, peer_id, self._limits)
+        connection = YamuxConnection(conn, lower, peer_id, self._limits)
         self._annotate_connection(connection, conn, protocol)
         return connection
 

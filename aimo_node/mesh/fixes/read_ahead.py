@@ -56,6 +56,8 @@ WIRE_ERRORS: Final = (OSError, trio.BrokenResourceError, trio.ClosedResourceErro
 class BufferedTcpStream(TrioTCPStream):  # type: ignore[misc]
     """A TCP stream with a read-ahead buffer and an address that works for IPv6 too."""
 
+    path = "direct"
+
     def __init__(self, stream: trio.SocketStream) -> None:
         super().__init__(stream)
         self._ahead = bytearray()

@@ -12,12 +12,17 @@ from aimo_node.mesh.fixes.limits import RECEIVE_WINDOW_BYTES, RECEIVE_WINDOW_BYT
 class ReceiveWindow:
     """Credit of one stream, seen from the receiving side."""
 
-    __slots__ = ("_consumed", "_granted", "_size")
+    __slots__ = ("_consumed", "_granted", "_size", "_size_max")
 
     def __init__(self) -> None:
         self._granted = RECEIVE_WINDOW_BYTES
         self._size = RECEIVE_WINDOW_BYTES
+        self._size_max = RECEIVE_WINDOW_BYTES_MAX
         self._consumed = 0
+
+    def keep_size(self) -> None:
+        """Never grow: whoever holds many windows of one peer has to bound their sum."""
+        self._size_max = self._size
 
     def arrive(self, count: int) -> bool:
         """Note `count` bytes announced by the peer; false if it had no credit for them."""
@@ -32,8 +37,8 @@ class ReceiveWindow:
         self._consumed += count
         if self._consumed * 2 < self._size:
             return 0
-        credit = self._consumed + RECEIVE_WINDOW_BYTES_MAX - self._size
-        self._size = RECEIVE_WINDOW_BYTES_MAX
+        credit = self._consumed + self._size_max - self._size
+        self._size = self._size_max
         self._consumed = 0
         self._granted += credit
         return credit

@@ -9,7 +9,7 @@ more streams than allowed, floods of pings. It replaces libp2p's class through
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import structlog
 import trio
@@ -20,7 +20,7 @@ from aimo_node.mesh.fixes.library import ID, IMuxedConn, MuxedConnUnavailable, M
 from aimo_node.mesh.fixes.limits import UNREAD_BYTES_MAX, UNSENT_REPLIES_MAX, HostLimits
 from aimo_node.mesh.fixes.noise_messages import BrokenSeal, take_over_ciphers
 from aimo_node.mesh.fixes.outbox import Outbox, PeerStalled
-from aimo_node.mesh.fixes.read_ahead import WIRE_ERRORS, BufferedTcpStream
+from aimo_node.mesh.fixes.read_ahead import WIRE_ERRORS, Wire
 from aimo_node.mesh.fixes.yamux_frames import GoAwayCode
 from aimo_node.mesh.fixes.yamux_stream import YamuxStream
 
@@ -34,12 +34,21 @@ class YamuxViolation(Exception):  # noqa: N818 (a fact about the peer)
     """The peer sent something no honest Yamux sends."""
 
 
+class LowerStream(Protocol):
+    """What a connection runs on: a TCP stream, or a circuit through a relay."""
+
+    path: str
+
+    def take_wire(self) -> Wire:
+        """Hand over what the handshakes were done on."""
+
+
 class YamuxConnection(IMuxedConn):  # type: ignore[misc]
     """All streams of one connection; owned by libp2p's Swarm, which runs `start` as a task.
 
     Args:
         session: libp2p's SecureSession after the Noise handshake; not used by anybody else.
-        tcp: the TCP stream below it.
+        lower: the TCP stream or the circuit below it.
         peer_id: who is on the other side.
         limits: the host's limits.
     """
@@ -47,16 +56,17 @@ class YamuxConnection(IMuxedConn):  # type: ignore[misc]
     def __init__(
         self,
         session: Any,  # noqa: ANN401 (libp2p is not typed for us)
-        tcp: BufferedTcpStream,
+        lower: LowerStream,
         peer_id: ID,
         limits: HostLimits,
     ) -> None:
         self.secured_conn = session
         self.peer_id = peer_id
+        self.path = lower.path
         self.event_started = trio.Event()
         self.on_close: Callable[[], Awaitable[None]] | None = None  # set by libp2p, not needed
         sealer, self._opener, self._leftover = take_over_ciphers(session)
-        self._wire = tcp.take_wire()
+        self._wire = lower.take_wire()
         self.outbox = Outbox(self._wire, sealer, limits.write_seconds_max)
         self._inbound_streams_max = limits.inbound_streams_max
         self._is_initiator = bool(session.is_initiator)
@@ -67,6 +77,7 @@ class YamuxConnection(IMuxedConn):  # type: ignore[misc]
             limits.inbound_streams_max
         )
         self._unread_bytes = 0
+        self._unread_bytes_max = UNREAD_BYTES_MAX
         self._unsent_replies = 0
         self._rates = FrameRates()
         self._partial = b""
@@ -174,6 +185,10 @@ class YamuxConnection(IMuxedConn):  # type: ignore[misc]
         if credit:
             self.outbox.put(frames.window_update(stream.stream_id, credit))
 
+    def allow_unread(self, count: int) -> None:
+        """Let `count` bytes more wait unread, or less: each circuit has a window of its own."""
+        self._unread_bytes_max += count
+
     def note_dropped(self, count: int) -> None:
         """`count` bytes will never be read."""
         self._unread_bytes -= count
@@ -277,8 +292,8 @@ class YamuxConnection(IMuxedConn):  # type: ignore[misc]
         stream = self._body_stream
         if stream is not None:
             self._unread_bytes += stream.receive(data[position:stop])
-            if self._unread_bytes > UNREAD_BYTES_MAX:
-                raise YamuxViolation(f"more than {UNREAD_BYTES_MAX} bytes that nobody reads")
+            if self._unread_bytes > self._unread_bytes_max:
+                raise YamuxViolation(f"more than {self._unread_bytes_max} bytes nobody reads")
             if not self._body_left:
                 self._body_stream = None
                 if self._body_flags:

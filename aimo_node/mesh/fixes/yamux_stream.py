@@ -121,6 +121,35 @@ class YamuxStream(IMuxedStream):  # type: ignore[misc]
         self.muxed_conn.outbox.put(frames.data(self.stream_id, data))
         return True
 
+    def write_some_nowait(self, data: bytes) -> int:
+        """Send as much of `data` as can be sent without waiting; the number of bytes taken.
+
+        Raises:
+            MuxedStreamClosed, MuxedStreamReset: it can never be sent.
+        """
+        if self.finished or self.was_reset:
+            self._refuse_write()
+        size = min(len(data), self._credit, frames.PAYLOAD_BYTES_MAX)
+        if size <= 0 or self.muxed_conn.outbox.is_full:
+            return 0
+        self._credit -= size
+        self.muxed_conn.outbox.put(frames.data(self.stream_id, data[:size]))
+        return size
+
+    async def write_some(self, data: bytes) -> int:
+        """Wait until some of `data` can be sent, send it; the number of bytes taken. Not to be
+        mixed with `write`. Safe to cancel."""
+        while not (sent := self.write_some_nowait(data)):
+            if self._credit <= 0:
+                await self._wait_for_credit()
+            else:
+                await self.muxed_conn.outbox.wait_for_room()
+        return sent
+
+    def keep_window(self) -> None:
+        """Never grant the peer more than the first window at a time."""
+        self._window.keep_size()
+
     async def write(self, data: bytes) -> None:
         """Send `data` whole, waiting for the peer's credit; in one piece between other writes.
 

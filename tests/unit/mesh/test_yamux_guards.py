@@ -74,7 +74,7 @@ class Peer:
         ciphers = SimpleNamespace(cipher_state_encrypt=cipher, cipher_state_decrypt=cipher)
         noise = SimpleNamespace(noise_state=SimpleNamespace(noise_protocol=ciphers))
         session = SimpleNamespace(conn=noise, is_initiator=False, _drain=lambda _: b"")
-        tcp = SimpleNamespace(take_wire=lambda: self.wire)
+        tcp = SimpleNamespace(take_wire=lambda: self.wire, path="direct")
         self.connection = YamuxConnection(session, tcp, "peer", limits)
 
     async def send(self, *packets: bytes) -> None:
@@ -256,6 +256,61 @@ async def test_unread_bytes_of_all_streams_together_are_limited(nursery):
     await peer.open(999)
     await peer.send(frames.data(999, b"one more"))
     assert peer.connection.is_closed
+
+
+async def test_each_circuit_may_leave_a_window_unread_beside_the_others(nursery):
+    """A relay holds what its ends do not take; that must not end a member's whole connection."""
+    peer = Peer(HostLimits(inbound_streams_max=64))
+    nursery.start_soon(peer.connection.start)
+    peer.connection.allow_unread(RECEIVE_WINDOW_BYTES)
+    block = b"u" * (RECEIVE_WINDOW_BYTES // 8)
+    for number in range(UNREAD_BYTES_MAX // RECEIVE_WINDOW_BYTES + 1):
+        stream_id = 2 * number + 1
+        await peer.open(stream_id)
+        for _ in range(8):
+            await peer.send(frames.data(stream_id, block))
+    assert not peer.connection.is_closed
+    await peer.open(999)
+    await peer.send(frames.data(999, b"one more"))
+    assert peer.connection.is_closed
+
+
+async def test_a_window_that_is_kept_never_grows(peer):
+    stream = await peer.open()
+    stream.keep_window()
+    credit = RECEIVE_WINDOW_BYTES
+    for _ in range(50):
+        size = min(credit, 60_000)
+        await peer.send(frames.data(1, b"e" * size))
+        credit -= size
+        await stream.read()
+        credit += sum(one[3] for one in peer.received() if one[0] == frames.WINDOW_UPDATE)
+        assert 0 < credit <= RECEIVE_WINDOW_BYTES
+
+
+async def test_what_is_written_in_part_waits_for_credit_and_loses_nothing(peer, nursery):
+    """A circuit hands its bytes to a stream as if that were a socket."""
+    stream = await peer.open()
+    data = bytes(range(256)) * 1200
+    taken = 0
+    while sent := stream.write_some_nowait(data[taken:]):
+        taken += sent
+    assert taken == RECEIVE_WINDOW_BYTES
+    done = []
+
+    async def write() -> None:
+        done.append(await stream.write_some(data[taken:]))
+
+    nursery.start_soon(write)
+    await wait_all_tasks_blocked()
+    assert not done
+    await peer.send(frames.window_update(1, 1000))
+    assert done == [1000]
+    written = b"".join(one[4] for one in peer.received() if one[0] == frames.DATA)
+    assert written == data[: taken + 1000]
+    await peer.send(frames.reset(1))
+    with pytest.raises(MuxedStreamReset):
+        await stream.write_some(b"x")
 
 
 async def test_reading_gives_credit_once_per_half_window(peer):
