@@ -15,6 +15,7 @@ from aimo_node.assembly.control_socket import address_of
 from aimo_node.assembly.doctor.check import Subject
 from aimo_node.assembly.doctor.finding import Layer, Verdict
 from aimo_node.assembly.doctor.machine import DiskSpace, Machine
+from aimo_node.assembly.doctor.running_node import NodeSeen, judge_node
 from aimo_node.config.layers import Layer as SettingsLayer
 from aimo_node.config.loading import load_settings
 from aimo_node.config.settings import EdgeSettings, MeshSettings
@@ -159,7 +160,11 @@ async def test_a_node_that_does_not_answer_is_named(held) -> None:
     with socket.socket(socket.AF_UNIX) as stuck:
         stuck.bind(address_of(held))
         stuck.listen(1)
-        found = await expect(subject(held), Layer.NODE, "does not answer", "restart it")
+        with listening() as its_port:
+            edge = EdgeSettings(http=f"127.0.0.1:{its_port.getsockname()[1]}")
+            found = await expect(
+                subject(held, edge=edge), Layer.NODE, "does not answer", "restart it"
+            )
     assert str(os.getpid()) in found.seen
 
 
@@ -238,6 +243,27 @@ async def test_an_http_port_that_is_taken_is_named(tmp_path) -> None:
     with listening() as other:
         edge = EdgeSettings(http=f"127.0.0.1:{other.getsockname()[1]}")
         await expect(subject(tmp_path, edge=edge), Layer.PORT, "in use", "--http")
+
+
+async def test_keys_of_consumers_that_others_may_read_are_named(tmp_path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("a-key-of-a-consumer\n")
+    keys.chmod(0o644)
+    edge = EdgeSettings(http="127.0.0.1:0", client_keys_file=keys)
+    await expect(subject(tmp_path, edge=edge), Layer.AUTH, "chmod 600", "--client-keys-file")
+
+
+async def test_a_certificate_that_is_none_is_named(tmp_path) -> None:
+    pem = tmp_path / "cert.pem"
+    pem.write_text("nothing")
+    edge = EdgeSettings(http="127.0.0.1:0", tls_cert=pem, tls_key=pem)
+    await expect(subject(tmp_path, edge=edge), Layer.AUTH, "no certificate", "--tls-cert")
+
+
+def test_who_may_not_look_is_told_whom_to_be(tmp_path) -> None:
+    (found,) = judge_node(NodeSeen(tmp_path, is_foreign=True))
+    assert found.verdict is Verdict.WARNING
+    assert "sudo -u" in found.do
 
 
 async def test_a_clock_that_was_set_back_is_a_warning(identity) -> None:

@@ -76,6 +76,11 @@ async def test_an_address_without_a_route_is_the_relays(tmp_path) -> None:
     await expect(subject(tmp_path, mesh=mesh), Layer.RELAY, "unreachable", "a route to")
 
 
+async def test_an_address_that_is_not_tcp_is_the_relays(tmp_path) -> None:
+    mesh = joining(f"/ip4/127.0.0.1/udp/4001/quic-v1/p2p/{STRANGER}")
+    await expect(subject(tmp_path, mesh=mesh), Layer.RELAY, "not a plain TCP", "join by")
+
+
 async def answer_with(text: bytes, listener, gone: trio.Event) -> None:
     sockets = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
 

@@ -11,7 +11,7 @@ from aimo_node.assembly.doctor.engines import ENGINES
 from aimo_node.assembly.doctor.folder import DISK, IDENTITY, STATE
 from aimo_node.assembly.doctor.names import DNS
 from aimo_node.assembly.doctor.nat import NAT
-from aimo_node.assembly.doctor.ports import HTTP, LISTEN
+from aimo_node.assembly.doctor.ports import HTTP, KEYS, LISTEN
 from aimo_node.assembly.doctor.program import CONFIGURATION, OPEN_FILES, VERSIONS
 from aimo_node.assembly.doctor.reach import REACH
 from aimo_node.assembly.doctor.running_node import NODE
@@ -27,6 +27,7 @@ CHECKS: Final[tuple[Check[Any], ...]] = (
     SECRET,
     LISTEN,
     HTTP,
+    KEYS,
     DNS,
     REACH,
     MEMBERSHIP,

@@ -52,6 +52,8 @@ class _Examination:
         self._tell = tell
         self._ended = {check.name: trio.Event() for check in checks}
         self._results: dict[str, tuple[Finding, ...]] = {}
+        self._reasons: dict[str, str] = {}
+        """Why checks were skipped."""
         self._told = 0
         self.findings: list[Finding] = []
 
@@ -72,7 +74,8 @@ class _Examination:
             await self._ended[other.name].wait()
         unmet = next((other for other in check.needs if not self._is_met(other)), None)
         if unmet is not None:
-            self._end(check, [skipped(check.layer, self._why(unmet))])
+            why = self._reasons[check.name] = self._why(unmet)
+            self._end(check, [skipped(check.layer, why)])
             return
         self._end(check, await self._look(check))
 
@@ -95,6 +98,9 @@ class _Examination:
         return seen and any(one.verdict in _MET for one in self._results[other.name])
 
     def _why(self, unmet: Check[Any]) -> str:
+        """The root of it, not the check in between that was skipped as well."""
+        if unmet.name in self._reasons:
+            return self._reasons[unmet.name]
         is_problem = any(one.verdict is Verdict.PROBLEM for one in self._results[unmet.name])
         how = "has a problem" if is_problem else "has no result"
         return f"not looked at, because {unmet.name} {how}"

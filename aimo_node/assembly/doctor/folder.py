@@ -75,7 +75,10 @@ def judge_folder(seen: Folder) -> list[Finding]:
         return [problem(Layer.DISK, said, "free some room there, or choose another --state DIR")]
     if seen.error:
         said = f"{seen.tried} cannot be written: {os.strerror(seen.error).lower()}"
-        do = "let the user of the node own it (chown), or choose another folder with --state DIR"
+        do = (
+            "run the doctor as the user of the node; if it is, let that user own the folder (chown)"
+            " or choose another one with --state DIR"
+        )
         return [problem(Layer.STATE, said, do)]
     how = "can be written" if seen.exists else "is made at the first start"
     return [ok(Layer.STATE, f"{seen.path} {how}")]

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from aimo_node.assembly.doctor.check import Case, Check
-from aimo_node.assembly.doctor.finding import Finding, Layer, ok, problem
+from aimo_node.assembly.doctor.finding import Finding, Layer, ok, problem, skipped
 from aimo_node.assembly.doctor.program import CONFIGURATION
-from aimo_node.assembly.doctor.running_node import NODE
+from aimo_node.assembly.doctor.running_node import NODE, NodeSeen
+from aimo_node.errors import ConfigError
 
 _IP_KINDS: Final = {"ip4": socket.AF_INET, "ip6": socket.AF_INET6}
 PRIVILEGED_PORTS: Final = 1024
@@ -26,6 +27,7 @@ class Door:
         flag: what chooses it.
         error: number of the error that binding gave; 0 for none, None if it was not tried.
         malformed: it is no address at all.
+        untried: a node that does not say where it listens may have it.
     """
 
     text: str
@@ -33,13 +35,17 @@ class Door:
     port: int = 0
     error: int | None = None
     malformed: bool = False
+    untried: bool = False
 
 
 async def _try_listen(case: Case) -> list[Door]:
     node = case.glimpse(NODE)
     if node is not None and node.answer is not None:
         return [Door(text, "--listen") for text in node.answer["listen"]]
-    return [_try_multiaddr(text) for text in case.seen(CONFIGURATION).usable.mesh.listen]
+    texts = case.seen(CONFIGURATION).usable.mesh.listen
+    if _is_unclear(node):
+        return [Door(text, "--listen", untried=True) for text in texts]
+    return [_try_multiaddr(text) for text in texts]
 
 
 async def _try_http(case: Case) -> list[Door]:
@@ -51,8 +57,14 @@ async def _try_http(case: Case) -> list[Door]:
     if bind is None:
         return []
     host, port = bind
+    if _is_unclear(node):
+        return [Door(f"{host}:{port}", "--http", port, untried=True)]
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     return [Door(f"{host}:{port}", "--http", port, _bind(family, host, port))]
+
+
+def _is_unclear(node: NodeSeen | None) -> bool:
+    return node is not None and (node.holder is not None or node.is_foreign)
 
 
 def _try_multiaddr(text: str) -> Door:
@@ -87,6 +99,8 @@ def judge_doors(seen: Sequence[Door]) -> list[Finding]:
 
 
 def _judge_door(door: Door) -> Finding:
+    if door.untried:
+        return skipped(Layer.PORT, f"{door.text} was not tried: the node may well have it")
     if door.malformed:
         do = f"give {door.flag} an address such as /ip4/0.0.0.0/tcp/4001"
         return problem(Layer.PORT, f"{door.text} is no TCP address to listen on", do)
@@ -112,6 +126,33 @@ def _mend(door: Door) -> str:
 LISTEN: Final = Check(
     "listen", Layer.PORT, _try_listen, judge_doors, needs=(CONFIGURATION,), follows=(NODE,)
 )
+
+
+async def _read_door_files(case: Case) -> str:
+    """Why the files that the HTTP door needs cannot be used; empty if they can."""
+    from aimo_node.edge.auth import read_client_keys  # noqa: PLC0415 (only with a door)
+    from aimo_node.edge.serving.tls import server_context  # noqa: PLC0415
+
+    edge = case.seen(CONFIGURATION).usable.edge
+    try:
+        if edge.http_bind is not None and edge.client_keys_file is not None:
+            read_client_keys(edge.client_keys_file)
+        if edge.http_bind is not None and edge.tls_cert is not None and edge.tls_key is not None:
+            server_context(edge.tls_cert, edge.tls_key)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+def judge_door_files(seen: str) -> list[Finding]:
+    """Keys of consumers and the certificate."""
+    if seen:
+        do = "mend that file; see --client-keys-file, --tls-cert and --tls-key"
+        return [problem(Layer.AUTH, seen, do)]
+    return [ok(Layer.AUTH, "the keys and certificates that the HTTP door needs can be read")]
+
+
+KEYS: Final = Check("keys", Layer.AUTH, _read_door_files, judge_door_files, needs=(CONFIGURATION,))
 HTTP: Final = Check(
     "http", Layer.PORT, _try_http, judge_doors, needs=(CONFIGURATION,), follows=(NODE,)
 )

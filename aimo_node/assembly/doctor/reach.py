@@ -27,13 +27,14 @@ _ANSWER_BYTES: Final = 256
 class Answer(enum.IntEnum):
     """Who answers at an address; the greater, the nearer to a relay."""
 
-    NOWHERE = 0
-    TIMEOUT = 1
-    REFUSED = 2
-    SILENT = 3
-    OTHER = 4
-    HTTP = 5
-    LIBP2P = 6
+    NO_TCP = 0
+    NOWHERE = 1
+    TIMEOUT = 2
+    REFUSED = 3
+    SILENT = 4
+    OTHER = 5
+    HTTP = 6
+    LIBP2P = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +59,8 @@ async def _knock_everywhere(case: Case) -> list[Reply]:
         for place in case.seen(DNS).places:
             for host, port in place.ends:
                 nursery.start_soon(knock, place, host, port)
+            if not place.ends and not place.name:
+                replies.append(Reply(place.peer, place.text, 0, Answer.NO_TCP, place.error))
     order = case.seen(DNS).peers
     return sorted(replies, key=lambda reply: (order.index(reply.peer), -reply.answer))
 
@@ -119,7 +122,7 @@ def judge_replies(seen: Sequence[Reply]) -> list[Finding]:
 
 def _judge_relay(replies: Sequence[Reply]) -> Finding:
     best = max(replies, key=lambda reply: reply.answer)
-    where = f"{best.host} port {best.port}"
+    where = f"{best.host} port {best.port}" if best.port else best.host
     if best.answer is Answer.LIBP2P:
         good = sum(reply.answer is Answer.LIBP2P for reply in replies)
         took = f"{best.seconds * 1000:.0f} ms"
@@ -146,6 +149,8 @@ def _mend(best: Reply) -> str:
                 "that is not the relay's libp2p port (default 4001): use the join string that the"
                 " relay prints now, and see that no proxy is in between"
             )
+        case Answer.NO_TCP:
+            return "join by an address such as /ip4/192.0.2.1/tcp/4001/p2p/… or /dns4/…"
         case _:
             return "see whether this machine has a network and a route to that address"
 

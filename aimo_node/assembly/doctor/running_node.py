@@ -34,6 +34,7 @@ class NodeSeen:
         holder: process id of whoever holds the folder's lock; None if nobody does.
         answer: what it says of itself; None if it said nothing.
         error: why it said nothing.
+        is_foreign: this user may not even look whether one runs.
         wanted: roles the user named.
         relays: to which it has a link ("") or not (why, as far as it knows), by peer id.
         addresses: of its relays.
@@ -46,6 +47,7 @@ class NodeSeen:
     wanted: Role | None = None
     relays: Mapping[str, str] = field(default_factory=dict)
     addresses: tuple[str, ...] = ()
+    is_foreign: bool = False
 
 
 async def _ask(case: Case) -> NodeSeen:
@@ -53,7 +55,10 @@ async def _ask(case: Case) -> NodeSeen:
         folder = case.subject.load().settings.node.state
     except ConfigError:
         return NodeSeen(None)
-    holder = _holder(folder / case.subject.lock_file)
+    try:
+        holder = _holder(folder / case.subject.lock_file)
+    except PermissionError:
+        return NodeSeen(folder, is_foreign=True)
     if holder is None:
         return NodeSeen(folder)
     wanted = case.subject.roles
@@ -85,11 +90,17 @@ def roles_running(seen: NodeSeen | None) -> Role:
 
 
 def _holder(lock: Path) -> str | None:
-    """Who holds the lock; a node that starts this very moment waits for us to let it go."""
+    """Who holds the lock; a node that starts this very moment waits for us to let it go.
+
+    Raises:
+        PermissionError: this user may not look.
+    """
     try:
         descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+    except PermissionError:
+        raise
     except OSError:
-        return None  # no node was ever there, or the folder is not ours: another check says so
+        return None  # no node was ever there, or there is no such folder
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -103,6 +114,10 @@ def judge_node(seen: NodeSeen) -> list[Finding]:
     """A node that runs must answer, and be the one that was meant."""
     if seen.folder is None:
         return [skipped(Layer.NODE, "not looked at, because config has a problem")]
+    if seen.is_foreign:
+        said = f"whether one runs with {seen.folder} is not for this user to see"
+        do = "run the doctor as the user of the node: sudo -u USER aimo doctor …"
+        return [warning(Layer.NODE, said, do)]
     if seen.holder is None:
         said = (
             f"none runs with the state folder {seen.folder}; what follows was tried by the doctor"
