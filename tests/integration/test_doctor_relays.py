@@ -118,7 +118,7 @@ async def test_another_program_at_the_relays_port_is_named(tmp_path, text, seen)
 async def test_a_listener_that_never_accepts_says_nothing(tmp_path) -> None:
     with listening() as listener:
         mesh = joining(relay_at(listener.getsockname()[1]))
-        await expect(subject(tmp_path, mesh=mesh), Layer.RELAY, "says nothing", "libp2p port")
+        await expect(subject(tmp_path, mesh=mesh), Layer.RELAY, "says nothing", "hangs: restart")
 
 
 async def test_a_relay_with_a_new_identity_is_named(tmp_path) -> None:

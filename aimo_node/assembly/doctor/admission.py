@@ -58,7 +58,9 @@ async def _find_secret(case: Case) -> Secret:
             value = read_secret(own)
         else:
             return Secret(None, "a secret of its own is made at the first start")
-    except (ConfigError, OSError) as error:
+    except PermissionError:
+        return Secret(None, "whether there is one is not for this user to see", is_known=False)
+    except ConfigError as error:
         return Secret(error=str(error))
     return Secret(value, "the mesh is closed, the secret is here" if value else "the mesh is open")
 

@@ -144,7 +144,12 @@ def _mend(best: Reply) -> str:
                 f"something drops the packets: open TCP port {best.port} in the relay's firewall"
                 " and in its provider's; see that outgoing connections are allowed here"
             )
-        case Answer.HTTP | Answer.OTHER | Answer.SILENT:
+        case Answer.SILENT:
+            return (
+                "either the relay hangs: restart it; or that is not its libp2p port (default 4001):"
+                " use the join string that it prints now"
+            )
+        case Answer.HTTP | Answer.OTHER:
             return (
                 "that is not the relay's libp2p port (default 4001): use the join string that the"
                 " relay prints now, and see that no proxy is in between"
