@@ -73,8 +73,8 @@ async def _compare(case: Case) -> Clocks:
 
 async def _date_at(endpoint: str) -> float | None:
     """The time in the head of an HTTP answer, whatever the answer is."""
-    from providers.endpoints import split_endpoint  # noqa: PLC0415 (only with an upstream)
-    from providers.upstream_settings import connect_to  # noqa: PLC0415
+    from providers.upstreams.endpoints import split_endpoint  # noqa: PLC0415 (only with an upstream)
+    from providers.upstreams.settings import connect_to  # noqa: PLC0415
 
     with trio.move_on_after(DATE_SECONDS), contextlib.suppress(ConfigError, EngineFailed):
         upstream = connect_to(split_endpoint(endpoint)[0], requests_max=1, ca_file=None)

@@ -107,7 +107,7 @@ async def _could_start(engine: Engine, folder: Path, machine: Machine) -> str:
     from providers.engines.copilot import CopilotEngine  # noqa: PLC0415 (only with an engine)
     from providers.engines.llama import LlamaEngine  # noqa: PLC0415
     from providers.engines.vllm import VllmEngine  # noqa: PLC0415
-    from providers.listing_engine import ListingEngine  # noqa: PLC0415
+    from providers.upstreams.listing_engine import ListingEngine  # noqa: PLC0415
 
     match engine:
         case ListingEngine():
@@ -124,8 +124,8 @@ async def _could_start(engine: Engine, folder: Path, machine: Machine) -> str:
 
 def _read_gguf(engine: LlamaEngine, machine: Machine) -> str:
     from providers.engines.llama import PACKAGE  # noqa: PLC0415
-    from providers.gguf_head import read_head  # noqa: PLC0415
-    from providers.llama_plan import check_memory  # noqa: PLC0415
+    from providers.llama.gguf_head import read_head  # noqa: PLC0415
+    from providers.llama.plan import check_memory  # noqa: PLC0415
 
     if not machine.has_package(PACKAGE):
         raise EngineStartFailed(f"the llama engine needs {PACKAGE}: pip install {PACKAGE}")
@@ -163,7 +163,7 @@ class NotLoggedIn(EngineStartFailed):
 
 
 def _is_about_access(error: Exception) -> bool:
-    from providers.listing_engine import NoAccess  # noqa: PLC0415
+    from providers.upstreams.listing_engine import NoAccess  # noqa: PLC0415
 
     return isinstance(error, NoAccess | NotLoggedIn)
 
