@@ -16,6 +16,7 @@ from aimo_node import __version__
 from aimo_node.assembly.control_socket import ControlSocket
 from aimo_node.assembly.engine_commands import engine_commands
 from aimo_node.assembly.membership import join_string, mesh_secret, relays_of
+from aimo_node.assembly.node_status import NodeParts, status_command
 from aimo_node.assembly.providing import ProviderSide
 from aimo_node.config.settings import Settings
 from aimo_node.dispatch.dispatcher import Dispatcher
@@ -119,6 +120,7 @@ class Node:
         self._closing = trio.Event()
         self._door_closed = trio.Event()
         self._is_ready = False
+        self._url: str | None = None
 
     async def run(self, on_ready: Callable[[ReadyLine], None]) -> None:
         """See `run_node`."""
@@ -128,20 +130,21 @@ class Node:
             await self._network.running.wait()
             nursery.start_soon(self._circuits.run)
             self._start_roles(nursery)
+            nursery.start_soon(self._control_socket().run)
             nursery.start_soon(self._joiner.run)
             if self._roles.bit_count() > 1:
                 # roles of one process talk over a link of the node to itself
                 self._wants_own_link.set()
                 await self._network.connect(self._network.peer)
             nursery.start_soon(self._keep_own_link)
-            url = await self._open_door(nursery)
+            self._url = await self._open_door(nursery)
             self._publish_numbers()
             if await self._wait_until_ready():
                 gc.collect()
                 gc.freeze()
                 gc.set_threshold(GC_THRESHOLD)
                 self._is_ready = True
-                on_ready(self._ready_line(url))
+                on_ready(self._ready_line(self._url))
                 await self._stop.wait()
             await self._wind_down()
             nursery.cancel_scope.cancel()
@@ -155,6 +158,24 @@ class Node:
                 await link.closed.wait()
             await trio.sleep(OWN_LINK_SECONDS)
 
+    def _control_socket(self) -> ControlSocket:
+        providing = self._providing
+        service = providing.service if providing is not None else None
+        parts = NodeParts(
+            self._roles,
+            self._network,
+            self._joiner,
+            ready=self._can_be_used,
+            listen=self._host.addresses,
+            http=lambda: self._url,
+            service=service,
+        )
+        commands = dict(status_command(parts))
+        if providing is not None:
+            commands.update(engine_commands(providing.service))
+            commands.update(providing.owner_commands())
+        return ControlSocket(self._settings.node.state, commands)
+
     def _start_roles(self, nursery: trio.Nursery) -> None:
         if Role.RELAY in self._roles:
             self._start_relay(nursery)
@@ -165,12 +186,6 @@ class Node:
             self._providing.service.watch(self._look_at_engines)
             nursery.start_soon(self._providing.service.run)
             nursery.start_soon(self._providing.usage.run)
-            commands = {
-                **engine_commands(self._providing.service),
-                **self._providing.owner_commands(),
-            }
-            control = ControlSocket(self._settings.node.state, commands)
-            nursery.start_soon(control.run)
         if Role.EDGE in self._roles:
             table = RoutingTable()
             relays = frozenset({*self._relays, self._network.peer})

@@ -27,6 +27,7 @@ COMMANDS: Final = {
     "check-usage": "aimo_node.cli.check_usage",
     "id": "aimo_node.cli.identity",
     "config": "aimo_node.cli.configuration",
+    "doctor": "aimo_node.cli.doctor",
 }
 """Module of each command, in the order in which help lists them."""
 

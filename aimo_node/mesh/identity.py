@@ -75,12 +75,22 @@ def load_identity(path: Path) -> KeyPair:
     try:
         if not path.exists():
             _create(path)
-        return KeyPair.from_seed(_parse(path, _read_privately(path)))
+        return read_identity(path)
     except OSError as error:
         raise ConfigError(
             f"cannot read or create the identity {path}: {error.strerror}; "
             "choose another folder with --state"
         ) from error
+
+
+def read_identity(path: Path) -> KeyPair:
+    """As `load_identity`, of a file that is there.
+
+    Raises:
+        OSError: it cannot be read.
+        ConfigError: it is readable by others or malformed; the message names the fix.
+    """
+    return KeyPair.from_seed(_parse(path, _read_privately(path)))
 
 
 def peer_id_of(key: KeyPair) -> PeerId:

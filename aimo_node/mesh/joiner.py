@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
@@ -29,6 +30,19 @@ _REFUSED_US: Final = "is the join string, or --mesh-secret-file, the one of this
 _NO_RELAY: Final = "does the relay run, and can this machine reach its port?"
 
 
+@dataclass(frozen=True, slots=True)
+class RelayToJoin:
+    """One relay this node was told to join.
+
+    Attributes:
+        problem: why the last try to link it failed; empty if it did not.
+    """
+
+    peer: PeerId
+    addresses: tuple[str, ...]
+    problem: str
+
+
 class Joiner:
     """Keeps links to the relays of a mesh."""
 
@@ -50,6 +64,13 @@ class Joiner:
     def joined(self) -> bool:
         """Whether a relay is linked now, or there is none to join."""
         return not self._relays or any(self._network.link(relay) for relay in self._relays)
+
+    def relays(self) -> list[RelayToJoin]:
+        """Every relay to join, and how that goes."""
+        return [
+            RelayToJoin(relay, tuple(addresses), str(self._problems.get(relay, "")))
+            for relay, addresses in self._relays.items()
+        ]
 
     async def run(self) -> None:
         """Dial, wait for the link to end, dial again; until cancelled or the node drains."""

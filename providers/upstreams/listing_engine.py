@@ -15,6 +15,7 @@ from typing import ClassVar, Final
 import structlog
 import trio
 
+from aimo_node.domain.ids import ModelName
 from aimo_node.domain.models import Load, ModelInfo
 from aimo_node.errors import EngineFailed, EngineStartFailed, ModelNotFound, Overloaded
 from aimo_node.ports.engine import AnswerSink, Capabilities, EngineRequest, Progress
@@ -30,7 +31,7 @@ from providers.upstreams.model_offer import (
     next_offer,
     on_trust,
 )
-from providers.upstreams.probed_engine import ProbedEngine
+from providers.upstreams.probed_engine import CLOSE_SECONDS, ProbedEngine
 from providers.upstreams.rate_limits import RateLimits
 from providers.upstreams.start import wait_for_upstream
 
@@ -38,6 +39,10 @@ NO_ACCESS: Final = frozenset({401, 403})
 _NO_LIST: Final = frozenset({404, 405})
 
 _log: Final = structlog.get_logger()
+
+
+class NoAccess(EngineStartFailed):
+    """The upstream refuses the owner's key, or wants one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,16 +145,38 @@ class ListingEngine(ProbedEngine):
         status, listed = await wait_for_upstream(
             self._list_if_open, plan.endpoint, plan.start_seconds, progress
         )
-        if status in _NO_LIST and wish.names:
+        offer = self._first_offer(status, listed)
+        if status != 200:
             names = ", ".join(wish.names)
             progress(f"the upstream lists no models; taking {names} on trust")
             return
+        self._take(offer, listed)
+
+    async def look(self) -> tuple[ModelName, ...]:
+        """What the engine would offer if it started now: one try, for an engine that never runs.
+
+        Raises:
+            EngineFailed: no answer, or the upstream is not ready.
+            EngineStartFailed: it would not start; `NoAccess` if the key is what is wrong.
+        """
+        try:
+            status, listed = await self._list_if_open()
+            return tuple(self._first_offer(status, listed))
+        finally:
+            with trio.move_on_after(CLOSE_SECONDS) as scope:
+                scope.shield = True
+                await self._aclose()
+
+    def _first_offer(self, status: int, listed: Sequence[ListedModel]) -> Offer:
+        wish = self._plan.wish
+        if status in _NO_LIST and wish.names:
+            return self._offer  # on trust, as it was made
         if status in NO_ACCESS:
-            what = "refuses the key" if plan.secret else "wants a key"
-            raise EngineStartFailed(f"the upstream {what}: see --api-key-file and --api-key-env")
+            what = "refuses the key" if self._plan.secret else "wants a key"
+            raise NoAccess(f"the upstream {what}: see --api-key-file and --api-key-env")
         if status != 200:
             raise EngineStartFailed(f"the upstream's model list answers with HTTP status {status}")
-        self._take(first_offer(wish, listed), listed)
+        return first_offer(wish, listed)
 
     async def _list_if_open(self) -> tuple[int, Sequence[ListedModel]]:
         status, listed = await self._list()

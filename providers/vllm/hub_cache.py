@@ -45,10 +45,11 @@ def snapshot(name: str, plan: VllmPlan, revision: str = "main") -> Path | None:
 def repository(name: str, plan: VllmPlan) -> Path:
     """Where the hub's library keeps all that it has of a model; it may not exist."""
     own = option(plan, "--download-dir")
-    return (Path(own) if own else _cache()) / f"models--{name.replace('/', '--')}"
+    return (Path(own) if own else cache_folder()) / f"models--{name.replace('/', '--')}"
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """Where the hub's library keeps everything, by its own variables."""
     variables = os.environ
     if said := variables.get("HF_HUB_CACHE") or variables.get("HUGGINGFACE_HUB_CACHE"):
         return Path(said).expanduser()

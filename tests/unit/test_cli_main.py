@@ -34,7 +34,7 @@ def test_the_commands_are_those_of_the_contract() -> None:
         *("edge", "demo", "chat", "models", "peers"),
         *("engine", "engine status", "engine load", "engine unload"),
         *("auth", "auth copilot", "auth status", "auth logout", "check-usage"),
-        *("id", "config", "config show"),
+        *("id", "config", "config show", "doctor"),
     ]
 
 
@@ -58,7 +58,7 @@ def test_every_help_has_an_example_and_tells_every_flag(capsys: pytest.CaptureFi
 
 
 def test_every_command_that_lists_speaks_json() -> None:
-    listing = {"models", "peers", "id", "config show", "auth status", "check-usage"}
+    listing = {"models", "peers", "id", "config show", "auth status", "check-usage", "doctor"}
     listing |= {"provider pause", "provider resume", "provider who"}
     for name, command in all_commands():
         if name in listing:

@@ -1,0 +1,77 @@
+"""Check of address translation: how relays see this machine, compared with how it sees itself.
+
+Every relay was dialled from the same local port. A translation that shows two relays two different
+ports is symmetric: what one peer sees is of no use to another, so no direct path can be punched.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from aimo_node.assembly.doctor.admission import MEMBERSHIP
+from aimo_node.assembly.doctor.check import Case, Check
+from aimo_node.assembly.doctor.finding import Finding, Layer, ok, skipped, warning
+from aimo_node.assembly.doctor.names import DNS
+from aimo_node.mesh.meeting import Sighting
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """How relays see this machine.
+
+    Attributes:
+        relays: how many were to be asked.
+    """
+
+    relays: int
+    sightings: Sequence[Sighting]
+
+
+async def _collect(case: Case) -> Views:
+    meetings = case.seen(MEMBERSHIP).meetings
+    relays = len(case.seen(DNS).peers)
+    return Views(relays, [one.sighting for one in meetings if one.sighting is not None])
+
+
+def judge_views(seen: Views) -> list[Finding]:
+    """What can be known without a third party, and where that ends."""
+    if not seen.relays:
+        return [skipped(Layer.NAT, "unknown: it takes a relay to see this machine from outside")]
+    views = [(one.local, one.observed) for one in seen.sightings if one.observed is not None]
+    if not views:
+        return [skipped(Layer.NAT, "unknown: no relay says how it sees this machine")]
+    translated = [(local, told) for local, told in views if _plain(local[0]) != _plain(told[0])]
+    if not translated:
+        return [ok(Layer.NAT, f"none on the way to the relay: it sees {views[0][1][0]}, as here")]
+    return [_judge_translation(translated)]
+
+
+def _judge_translation(views: Sequence[tuple[tuple[str, int], tuple[str, int]]]) -> Finding:
+    local, told = views[0]
+    said = f"behind a NAT: {local[0]} is seen as {told[0]}"
+    kept = "kept" if local[1] == told[1] else "changed"
+    others = [other for here, other in views[1:] if here[1] == local[1]]
+    if not others:
+        unknown = f"its kind is unknown, since that takes two relays; the port was {kept}"
+        return ok(Layer.NAT, f"{said}; {unknown}")
+    if all(other == told for other in others):
+        return ok(Layer.NAT, f"{said}, the same for every relay: direct paths can be punched")
+    seen = ", ".join(f"{host}:{port}" for host, port in (told, *others))
+    do = (
+        "nothing has to be done, but direct paths will not come about and traffic goes through"
+        " relays; a forwarded port and --announce, or another router, would change that"
+    )
+    return warning(Layer.NAT, f"behind a symmetric NAT: relays see {seen} for one port", do)
+
+
+def _plain(host: str) -> str:
+    """An IPv4 address that came in IPv6 clothes, without them."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    mapped = getattr(address, "ipv4_mapped", None)
+    return str(mapped or address)
+
+
+NAT: Final = Check("nat", Layer.NAT, _collect, judge_views, needs=(MEMBERSHIP,))
