@@ -88,11 +88,11 @@ def all_commands() -> Iterator[tuple[str, click.Command]]:
     for name in COMMANDS:
         command = aimo.get_command(context, name)
         assert command is not None
+        if not isinstance(command, click.Group) or command.invoke_without_command:
+            yield name, command
         if isinstance(command, click.Group):
             for inner, subcommand in command.commands.items():
                 yield f"{name} {inner}", subcommand
-        else:
-            yield name, command
 
 
 def visible_flags(command: click.Command) -> Iterator[click.Option]:
@@ -259,6 +259,8 @@ def _parse(arguments: list[str]) -> click.Context | None:
         context = command.make_context(name, rest, parent=group)
         if isinstance(command, click.Group):
             inner = [*context._protected_args, *context.args]
+            if not inner and command.invoke_without_command:
+                return context
             name, command, rest = command.resolve_command(context, inner)
             assert command is not None
             context = command.make_context(name, rest, parent=context)

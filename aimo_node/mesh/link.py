@@ -20,6 +20,7 @@ from aimo_node.errors import (
     InternalError,
     ModelNotFound,
     NetworkError,
+    PermissionDenied,
 )
 from aimo_node.mesh.exchange import LinkExchange, Parking, ServedRequest
 from aimo_node.ports.peer_network import OutgoingRequest, RequestHandler
@@ -198,6 +199,11 @@ class Link:
         self.session.announce(frame)
         self._flush_now()
 
+    def probe(self) -> None:
+        """Ask the peer for a sign of life now; `session.rtt_seconds` tells of it."""
+        self.session.probe(trio.current_time())
+        self._flush_now()
+
     def drain(self) -> None:
         """Take no new requests over this link; it ends with the last running one."""
         self.session.drain()
@@ -340,6 +346,8 @@ class Link:
     def _serve(self, event: RequestReceived) -> None:
         request_id = RequestId(event.request.request_id)
         try:
+            if Role.EDGE not in self.session.rights:
+                raise PermissionDenied("the certificate of this node is not for the role edge")
             if self._handler is None or self._nursery is None:
                 raise ModelNotFound("this node serves no models")
             served = ServedRequest(self, event)

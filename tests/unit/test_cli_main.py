@@ -31,6 +31,7 @@ def all_commands() -> Iterator[tuple[str, click.Command]]:
 def test_the_commands_are_those_of_the_contract() -> None:
     assert [name for name, _ in all_commands()] == [
         *("up", "relay", "provider", "edge", "demo", "chat", "models", "peers"),
+        *("peers ban", "peers allow", "peers list", "invite"),
         *("engine", "engine status", "engine load", "engine unload"),
         *("auth", "auth copilot", "auth status", "auth logout", "check-usage"),
         *("id", "config", "config show"),
@@ -58,6 +59,7 @@ def test_every_help_has_an_example_and_tells_every_flag(capsys: pytest.CaptureFi
 
 def test_every_command_that_lists_speaks_json() -> None:
     listing = {"models", "peers", "id", "config show", "auth status", "check-usage"}
+    listing |= {"peers list", "invite"}
     for name, command in all_commands():
         if name in listing:
             assert any("--json" in parameter.opts for parameter in command.params), name

@@ -1,0 +1,1 @@
+"""What a node keeps in a database: SQLite files in its state folder."""
