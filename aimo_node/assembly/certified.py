@@ -56,7 +56,13 @@ class AuthorityMembership:
         self._credential = Credential(self._mesh, identity.peer_id, roles, state, clock_ms=clock_ms)
         self._credential.agent = f"aimo/{__version__}"
         invite = b"" if self._authority else _invite(targets, self._credential, roles)
-        home = Home(_addresses(targets, identity.peer_id), invite, self._authority, roles)
+        home = Home(
+            _addresses(targets, identity.peer_id),
+            invite,
+            _inviters(targets, invite),
+            self._authority,
+            roles,
+        )
         self._members = Members(self._credential, self._authority, is_relay=Role.RELAY in roles)
         chance = random.Random(secrets.randbits(64))  # noqa: S311 (only spreads questions)
         self._enrolment = Enrolment(home, self._credential, self._members, chance)
@@ -149,6 +155,11 @@ def _addresses(targets: Sequence[JoinTarget], own: PeerId) -> dict[PeerId, list[
             if peer != own:
                 addresses.setdefault(peer, []).append(address)
     return addresses
+
+
+def _inviters(targets: Sequence[JoinTarget], invite: bytes) -> frozenset[PeerId]:
+    named = (one.addresses for one in targets if invite and one.invite == invite)
+    return frozenset(peer_of_address(address) for addresses in named for address in addresses)
 
 
 def _invite(targets: Sequence[JoinTarget], credential: Credential, roles: Role) -> bytes:

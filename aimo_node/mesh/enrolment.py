@@ -41,12 +41,14 @@ class Home:
     Attributes:
         addresses: whom to ask, by peer id; one of them is the authority's node.
         invite: what to redeem if this node is no member yet; empty without one.
+        inviters: who may see the invite: those that it names, since whoever sees it can use it.
         authority: if it runs in this node.
         roles: of this node.
     """
 
     addresses: Mapping[PeerId, Sequence[str]]
     invite: bytes
+    inviters: frozenset[PeerId]
     authority: Authority | None
     roles: Role
 
@@ -125,8 +127,11 @@ class Enrolment:
 
     async def _ask_one(self, host: Asker, peer: PeerId, addresses: Sequence[str]) -> Answer:
         """Renew if this node is a member for all it does, else redeem the invite."""
-        certificate, invite = self._credential.certificate, self._home.invite
+        certificate = self._credential.certificate
+        invite = self._home.invite if peer in self._home.inviters else b""
         if certificate is None or self._home.roles & ~certificate.roles:
+            if not invite:
+                raise NetworkError(f"the invite does not name {peer}")
             answer = await ask(host, peer, addresses, Redeem(invite, self._credential.now_ms))
         else:
             answer = await ask(host, peer, addresses, Renew(self._credential.now_ms))

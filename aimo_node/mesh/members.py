@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from typing import Final, Protocol
 
@@ -26,8 +26,10 @@ log = structlog.get_logger()
 MEMBERS_PROTOCOL: Final = "/aimo/members/1"
 EXCHANGE_SECONDS: Final = 10.0
 """For one question and its answer, the dial included."""
-EXCHANGES_MAX: Final = 64
+EXCHANGES_MAX: Final = 256
 """Answered at a time; more are told to come again."""
+EXCHANGES_PER_ADDRESS_MAX: Final = 16
+"""Of those, from one IP address: who asks slowly must not keep the others from asking."""
 QUESTIONS_MAX: Final = 64
 QUESTIONS_PER_SECOND: Final = 4.0
 """From one IP address: a rack behind one router that joins at once, and then who guesses."""
@@ -81,7 +83,7 @@ class Members(IdleObserver):
         self._network: MeshNetwork | None = None
         self._host: Asker | None = None
         self._nursery: trio.Nursery | None = None
-        self._exchanges = 0
+        self._exchanges: Counter[str] = Counter()
         self._allowances: OrderedDict[str, Allowance] = OrderedDict()
         self._expired: dict[Link, float] = {}
 
@@ -101,10 +103,11 @@ class Members(IdleObserver):
 
     async def serve(self, stream: ByteStream) -> None:
         """Answer one question; whoever asks too much or too slowly is hung up on."""
-        if self._exchanges >= EXCHANGES_MAX or not self._may_ask(stream):
+        address = stream.remote_address.partition("/tcp/")[0]
+        if not self._may_ask(address):
             await _send(stream, members.encode(self._refused(Refusal.BUSY, "busy: come again")))
             return
-        self._exchanges += 1
+        self._exchanges[address] += 1
         try:
             with trio.fail_after(EXCHANGE_SECONDS):
                 question = members.decode_question(await _receive(stream))
@@ -113,7 +116,8 @@ class Members(IdleObserver):
             log.info("members.cut_off", peer=stream.peer, reason=str(error) or "too slow")
             await stream.reset()
         finally:
-            self._exchanges -= 1
+            self._exchanges[address] -= 1
+            self._exchanges += Counter()  # forgets who has nothing under way
 
     async def tell_bans(self) -> None:
         """At the authority: sign the list anew and put it into force, here and everywhere."""
@@ -179,9 +183,12 @@ class Members(IdleObserver):
     def _refused(self, reason: Refusal, message: str) -> Refused:
         return Refused(int(reason), message, self._credential.now_ms)
 
-    def _may_ask(self, stream: ByteStream) -> bool:
+    def _may_ask(self, address: str) -> bool:
         """One bucket for each IP address; the address asked from longest ago is forgotten."""
-        address = stream.remote_address.partition("/tcp/")[0]
+        if self._exchanges[address] >= EXCHANGES_PER_ADDRESS_MAX:
+            return False
+        if self._exchanges.total() >= EXCHANGES_MAX:
+            return False
         now = trio.current_time()
         allowance = self._allowances.pop(address, None)
         if allowance is None:

@@ -25,8 +25,7 @@ log = structlog.get_logger()
 OPEN_SECONDS: Final = limits.HELLO_SECONDS + 1.0
 """From an open stream to an accepted Hello; the session's own deadline comes first."""
 LOOK_SECONDS: Final = 0.02
-"""How often a drain looks whether the last bytes have gone, and a dial whether a Ping was answered:
-only at the end of a node's life, and of a dial."""
+"""How often a drain looks whether the last bytes have gone: only at the end of a node's life."""
 ADDRESSES_PER_PEER_MAX: Final = limits.DESCRIPTOR_ADDRESSES_MAX
 PEERS_MAX: Final = 20_000
 """Peers whose addresses are remembered; as many as a routing table holds."""
@@ -259,12 +258,11 @@ class MeshNetwork:
         """Whether the peer admits us: a refusal arrives before the answer to a Ping."""
         if not self._admission.one_sided:
             return True
-        link.probe()
+        if not link.welcome.is_set():
+            link.probe()
         with trio.move_on_after(OPEN_SECONDS):
-            while link.session.rtt_seconds is None and not link.closed.is_set():
-                with trio.move_on_after(LOOK_SECONDS):
-                    await link.closed.wait()
-        return not link.closed.is_set()
+            await link.welcome.wait()
+        return link.welcome.is_set() and not link.closed.is_set()
 
     async def _wait_other(self, peer: PeerId) -> None:
         """The peer kept the link it opened itself; its Hello may still be on its way."""

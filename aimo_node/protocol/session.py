@@ -22,6 +22,7 @@ from aimo_node.protocol.events import (
     PeerDraining,
     PeerRecovered,
     PeerSuspect,
+    ProbeAnswered,
 )
 from aimo_node.protocol.frames import (
     Accepted,
@@ -84,6 +85,7 @@ class Session:
         self.state = LinkState.HELLO
         self.remote_draining = False
         self.draining = False
+        self._is_probing = False
         self.hello: Hello | None = None
         self.rights = Role.NONE
         """The roles the peer may act in, once its Hello was accepted."""
@@ -198,8 +200,9 @@ class Session:
         return events
 
     def probe(self, now: float) -> None:
-        """Send a Ping though none is due: `rtt_seconds` will say that it was answered."""
+        """Send a Ping though none is due; `ProbeAnswered` says that the peer admits us, too."""
         if self.state in _TALKING:
+            self._is_probing = True
             self._outbox.put_control(codec.encode(Ping(self._liveness.ping(now))))
 
     def announce(self, frame: Announcement) -> None:
@@ -282,8 +285,11 @@ class Session:
     def _on_ping(self, frame: Ping, _events: list[Event], _now: float) -> None:
         self._outbox.put_control(codec.encode(Pong(frame.nonce)))
 
-    def _on_pong(self, frame: Pong, _events: list[Event], now: float) -> None:
+    def _on_pong(self, frame: Pong, events: list[Event], now: float) -> None:
         self._liveness.pong(frame.nonce, now)
+        if self._is_probing:
+            self._is_probing = False
+            events.append(ProbeAnswered())
 
     def _on_go_away(self, frame: GoAway, events: list[Event], _now: float) -> None:
         if frame.close_code == CloseCode.Draining and self.state is not LinkState.HELLO:

@@ -129,7 +129,8 @@ class SqliteMemberStore:
                 return False
             if banned and len(_running_bans(book, now_ms)) >= BANS_MAX:
                 raise ConfigError(f"{BANS_MAX} bans of peers whose certificates still run: wait")
-            if banned and _count(book, "members") >= MEMBERS_MAX:
+            known = book.execute("SELECT 1 FROM members WHERE peer = ?", (peer,)).fetchone()
+            if known is None and _count(book, "members") >= MEMBERS_MAX:
                 raise ConfigError(f"the book of members is full: {MEMBERS_MAX}")
             _admit(book, peer, 0, now_ms)
             since = now_ms if banned else None

@@ -88,7 +88,13 @@ class Node:
             nursery.cancel_scope.cancel()
 
     async def join(self, at: Node, invite: bytes) -> None:
-        home = Home({at.peer: at.host.addresses()}, invite, self._authority, self.roles)
+        home = Home(
+            {at.peer: at.host.addresses()},
+            invite,
+            frozenset({at.peer}),
+            self._authority,
+            self.roles,
+        )
         enrolment = Enrolment(home, self.credential, self.members, random.Random(1))
         await enrolment.obtain(self.host)
 

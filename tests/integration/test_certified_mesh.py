@@ -362,7 +362,7 @@ async def test_a_certificate_is_renewed_when_half_of_it_is_over(
     node = mesh.node("a", Role.EDGE)
     async with node.running():
         at = {mesh.relay.peer: mesh.relay.host.addresses()}
-        home = Home(at, await mesh.invite(), None, Role.EDGE)
+        home = Home(at, await mesh.invite(), frozenset(at), None, Role.EDGE)
         enrolment = Enrolment(home, node.credential, node.members, random.Random(1))
         await enrolment.obtain(node.host)
         first = node.credential.certificate
@@ -387,7 +387,7 @@ async def test_joining_without_the_authority_says_why(
     mesh = Mesh(tmp_path)
     node = mesh.node("a", Role.EDGE)
     nobody = {mesh.relay.peer: ["/ip4/127.0.0.1/tcp/9"]}
-    home = Home(nobody, await mesh.invite(), None, Role.EDGE)
+    home = Home(nobody, await mesh.invite(), frozenset(nobody), None, Role.EDGE)
     enrolment = Enrolment(home, node.credential, node.members, random.Random(1))
 
     class Unreachable:
