@@ -57,7 +57,9 @@ def command(context: click.Context, /, *, edge: str, key_file: str | None, as_js
 @config_flag
 @click.pass_context
 def ban(context: click.Context, /, *, peer: str, **_flags: object) -> None:
-    """Shut a peer out: its links end within seconds, and it gets no certificate any more.
+    """Shut a peer out of the mesh.
+
+    Its links end within seconds, and it gets no certificate any more.
 
     \b
     Example:
@@ -73,7 +75,9 @@ def ban(context: click.Context, /, *, peer: str, **_flags: object) -> None:
 @config_flag
 @click.pass_context
 def allow(context: click.Context, /, *, peer: str, **_flags: object) -> None:
-    """Lift a ban: a node that was a member is one again, without an invite.
+    """Lift a ban.
+
+    A node that was a member is one again, without an invite.
 
     \b
     Example:
