@@ -1,17 +1,99 @@
-"""Which mesh a node belongs to: its secret, the relays it joins, what others need to join it."""
+"""Which mesh a node belongs to, by secret or by certificate, and what others need to join it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Protocol
 
+import trio
+
+from aimo_node import __version__
+from aimo_node.assembly.certified import CERTIFIED_FILES, AuthorityMembership, mesh_of_state
+from aimo_node.assembly.control_socket import Command
 from aimo_node.config.settings import Settings
-from aimo_node.domain.ids import PeerId
+from aimo_node.domain.ids import PeerId, Role
 from aimo_node.domain.join import JoinTarget, format_join, peer_of_address
 from aimo_node.errors import ConfigError
+from aimo_node.mesh.host import MeshHost
+from aimo_node.mesh.identity import KeyPair
+from aimo_node.mesh.network import MeshNetwork
 from aimo_node.mesh.secret import load_or_make_secret, read_secret
+from aimo_node.protocol.handshake import Admission, Doorkeeper
 
 SECRET_FILE: Final = "mesh.secret"  # noqa: S105 (a file name)
+
+
+class Membership(Protocol):
+    """What makes this node a member, and tells members from others."""
+
+    @property
+    def doorkeeper(self) -> Doorkeeper:
+        """What links ask."""
+
+    def commands(self, addresses: Callable[[], Sequence[str]]) -> Mapping[str, Command]:
+        """What the owner may ask over the control socket; `addresses`: of this node."""
+
+    async def obtain(self, host: MeshHost) -> None:
+        """Become a member. Raises JoinFailed."""
+
+    def start(self, nursery: trio.Nursery, host: MeshHost, network: MeshNetwork) -> None:
+        """Keep being one. To be called once, before links are made."""
+
+    def join_string(self, addresses: Sequence[str]) -> str | None:
+        """What another node's ``--join`` takes; None if this node listens nowhere."""
+
+
+class SecretMembership:
+    """Who knows the secret is a member; in an open mesh everybody is."""
+
+    def __init__(self, doorkeeper: Admission) -> None:
+        self.doorkeeper = doorkeeper
+
+    def commands(self, addresses: Callable[[], Sequence[str]]) -> Mapping[str, Command]:
+        """None: who has the secret gives it away as it likes."""
+        del addresses
+        return {}
+
+    async def obtain(self, host: MeshHost) -> None:
+        """Knowing the secret is all."""
+
+    def start(self, nursery: trio.Nursery, host: MeshHost, network: MeshNetwork) -> None:
+        """Nothing to do."""
+
+    def join_string(self, addresses: Sequence[str]) -> str | None:
+        """It carries the secret."""
+        if not addresses:
+            return None
+        return format_join(JoinTarget(tuple(addresses), self.doorkeeper.secret))
+
+
+def membership(
+    settings: Settings, targets: Sequence[JoinTarget], identity: KeyPair, roles: Role
+) -> Membership:
+    """The membership these settings ask for.
+
+    Raises:
+        ConfigError: they contradict each other, or something is missing.
+    """
+    if settings.mesh.authority or any(target.mesh is not None for target in targets):
+        return AuthorityMembership(settings, targets, identity, roles)
+    if not settings.mesh.open and settings.mesh.secret_file is None:
+        is_plain = bool(targets) and all(target.secret is None for target in targets)
+        if is_plain and mesh_of_state(settings.node.state) is not None:
+            return AuthorityMembership(settings, targets, identity, roles)
+        _refuse_forgotten_authority(settings, targets)
+    secret = mesh_secret(settings, targets)
+    agent = f"aimo/{__version__}"
+    return SecretMembership(Admission(identity.peer_id, secret, roles, agent=agent))
+
+
+def _refuse_forgotten_authority(settings: Settings, targets: Sequence[JoinTarget]) -> None:
+    key = settings.node.state / CERTIFIED_FILES["key"]
+    if not targets and key.exists():
+        raise ConfigError(
+            f"{key} is the key of a mesh's authority: start this node with --authority, or give it"
+            " another folder with --state"
+        )
 
 
 def mesh_secret(settings: Settings, targets: Sequence[JoinTarget]) -> bytes | None:
@@ -50,8 +132,3 @@ def relays_of(targets: Sequence[JoinTarget], own: PeerId) -> dict[PeerId, list[s
             if peer != own:
                 relays.setdefault(peer, []).append(address)
     return relays
-
-
-def join_string(addresses: Sequence[str], secret: bytes | None) -> str | None:
-    """What another node's ``--join`` takes; None if this node listens nowhere."""
-    return format_join(JoinTarget(tuple(addresses), secret)) if addresses else None

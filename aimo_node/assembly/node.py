@@ -12,10 +12,9 @@ from typing import Final
 import structlog
 import trio
 
-from aimo_node import __version__
 from aimo_node.assembly.control_socket import ControlSocket
 from aimo_node.assembly.engine_commands import engine_commands
-from aimo_node.assembly.membership import join_string, mesh_secret, relays_of
+from aimo_node.assembly.membership import membership, relays_of
 from aimo_node.assembly.node_status import NodeParts, status_command
 from aimo_node.assembly.providing import ProviderSide
 from aimo_node.config.settings import Settings
@@ -37,7 +36,6 @@ from aimo_node.mesh.network import MeshNetwork
 from aimo_node.mesh.paths import Paths
 from aimo_node.mesh.relay import RelayDirectory
 from aimo_node.protocol import limits
-from aimo_node.protocol.handshake import Admission
 from aimo_node.routing.table import RoutingTable
 from aimo_node.telemetry.metrics import NodeMetrics
 
@@ -83,13 +81,13 @@ class Node:
         self._metrics = NodeMetrics()
         self._identity = load_identity(settings.node.identity_file)
         targets = [parse_join(text) for text in settings.mesh.join]
-        self._secret = mesh_secret(settings, targets)
+        self._membership = membership(settings, targets, self._identity, roles)
         serves = bool(roles & (Role.PROVIDER | Role.EDGE))
         self._providing = (
             ProviderSide(settings, roles, self._identity, self._metrics) if serves else None
         )
         self._network = MeshNetwork(
-            Admission(self._identity.peer_id, self._secret, roles, agent=f"aimo/{__version__}"),
+            self._membership.doorkeeper,
             self._providing.service.handle if self._providing else None,
         )
         self._relays = relays_of(targets, self._identity.peer_id)
@@ -128,26 +126,50 @@ class Node:
             paths = Paths(self._host, self._circuits, seconds_max=HostLimits().dial_seconds_max)
             nursery.start_soon(self._network.run, paths)
             await self._network.running.wait()
+            self._membership.start(nursery, self._host, self._network)
+            nursery.start_soon(self._control_socket().run)
             nursery.start_soon(self._circuits.run)
             self._start_roles(nursery)
-            nursery.start_soon(self._control_socket().run)
-            nursery.start_soon(self._joiner.run)
-            if self._roles.bit_count() > 1:
-                # roles of one process talk over a link of the node to itself
-                self._wants_own_link.set()
-                await self._network.connect(self._network.peer)
-            nursery.start_soon(self._keep_own_link)
-            self._url = await self._open_door(nursery)
-            self._publish_numbers()
-            if await self._wait_until_ready():
-                gc.collect()
-                gc.freeze()
-                gc.set_threshold(GC_THRESHOLD)
-                self._is_ready = True
-                on_ready(self._ready_line(self._url))
-                await self._stop.wait()
+            if await self._become_member():
+                await self._serve(nursery, on_ready)
+            else:
+                self._door_closed.set()
             await self._wind_down()
             nursery.cancel_scope.cancel()
+
+    async def _serve(self, nursery: trio.Nursery, on_ready: Callable[[ReadyLine], None]) -> None:
+        """Join, open the door, say so, and go on until the node is told to stop."""
+        nursery.start_soon(self._joiner.run)
+        if self._roles.bit_count() > 1:
+            # roles of one process talk over a link of the node to itself
+            self._wants_own_link.set()
+            await self._network.connect(self._network.peer)
+        nursery.start_soon(self._keep_own_link)
+        self._url = await self._open_door(nursery)
+        self._publish_numbers()
+        if await self._wait_until_ready():
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(GC_THRESHOLD)
+            self._is_ready = True
+            on_ready(self._ready_line(self._url))
+            await self._stop.wait()
+
+    async def _become_member(self) -> bool:
+        """Whether this node is a member; False if it was told to stop meanwhile."""
+        is_member = False
+
+        async def obtain() -> None:
+            nonlocal is_member
+            await self._membership.obtain(self._host)
+            is_member = True
+            nursery.cancel_scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(obtain)
+            await self._stop.wait()
+            nursery.cancel_scope.cancel()
+        return is_member
 
     async def _keep_own_link(self) -> None:
         """It can be lost: a process that was stopped for a while takes itself for dead."""
@@ -170,7 +192,7 @@ class Node:
             http=lambda: self._url,
             service=service,
         )
-        commands = dict(status_command(parts))
+        commands = {**status_command(parts), **self._membership.commands(self._addresses)}
         if providing is not None:
             commands.update(engine_commands(providing.service))
             commands.update(providing.owner_commands())
@@ -310,7 +332,7 @@ class Node:
             listen=addresses,
             http=url,
             models=tuple(model.name for model in models),
-            join=join_string(self._addresses(), self._secret) if is_relay else None,
+            join=self._membership.join_string(self._addresses()) if is_relay else None,
             paused=self._providing is not None and self._providing.service.paused,
         )
 

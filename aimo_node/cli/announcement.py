@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from aimo_node.domain.ids import Role
+from aimo_node.domain.join import parse_join
 from aimo_node.domain.ready import ReadyLine
 
 
@@ -27,7 +28,10 @@ def _facts(ready: ReadyLine) -> Iterator[str]:
 
 
 def _joining(ready: ReadyLine) -> Iterator[str]:
-    if ready.join:
+    if ready.join and parse_join(ready.join).mesh is not None:
+        yield "Members join with this; newcomers with what 'aimo invite' prints:"
+        yield f"  --join {ready.join}"
+    elif ready.join:
         yield "Others join with this (it carries the mesh secret, so show it to friends only):"
         yield f"  --join {ready.join}"
 
@@ -38,6 +42,10 @@ def _next_steps(ready: ReadyLine) -> Iterator[str]:
         yield "Next:"
         yield f"  aimo models --edge {ready.http}"
         yield f"  aimo chat {model} --edge {ready.http}"
+    elif ready.join and parse_join(ready.join).mesh is not None:
+        yield "Next, for each newcomer:"
+        yield "  aimo invite --role provider"
+        yield "  aimo invite --role edge"
     elif Role.RELAY in ready.roles and ready.join:
         yield "Next, where a model is, and where an app is:"
         yield f"  aimo provider --engine llama --join {ready.join}"

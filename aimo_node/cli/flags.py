@@ -126,6 +126,13 @@ node_flags: Callable[[Any], Any] = _stack(
 )
 """Flags of every long-running command."""
 
+authority_flag: Callable[[Any], Any] = setting_flag(
+    "mesh.authority",
+    "--authority",
+    is_flag=True,
+    help="Decide who is a member, by invites and certificates, instead of a secret for all.",
+)
+
 join_file_flag: Callable[[Any], Any] = click.option(
     "--join-file",
     metavar="FILE",

@@ -22,6 +22,7 @@ COMMANDS: Final = {
     "chat": "aimo_node.cli.chat",
     "models": "aimo_node.cli.models",
     "peers": "aimo_node.cli.peers",
+    "invite": "aimo_node.cli.invite",
     "engine": "aimo_node.cli.engine",
     "auth": "aimo_node.cli.auth",
     "check-usage": "aimo_node.cli.check_usage",

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import click
 
-from aimo_node.cli.flags import edge_flags, join_file_flag, node_flags, provider_flags
+from aimo_node.cli.flags import (
+    authority_flag,
+    edge_flags,
+    join_file_flag,
+    node_flags,
+    provider_flags,
+)
 
 
 @click.command("up")
 @node_flags
 @join_file_flag
+@authority_flag
 @provider_flags
 @edge_flags
 @click.pass_context

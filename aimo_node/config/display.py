@@ -53,11 +53,13 @@ def _plain(value: object) -> object:
 
 
 def _shown_join(text: str) -> str:
-    """A join string by its addresses: the rest of it is the mesh secret."""
+    """A join string by its addresses: the rest of it is the mesh secret or an invite."""
     if not text.strip().startswith(JOIN_PREFIX):
         return text
     target = parse_join(text)
     secret = f", secret {HIDDEN}" if target.secret is not None else ""
+    if target.invite:
+        secret = f", invite {HIDDEN}"
     return f"{JOIN_PREFIX}… ({', '.join(target.addresses)}{secret})"
 
 

@@ -73,6 +73,10 @@ class MeshSettings(Section):
         description="File with the closed mesh's secret: 64 hexadecimal characters, mode 0600.",
     )
     open: bool = Field(default=False, description="Admit every node: no mesh secret at all.")
+    authority: bool = Field(
+        default=False,
+        description="Decide who is a member: by invites and certificates, not by a secret.",
+    )
     listen: ListenAddresses = Field(
         default=(),
         description=(
@@ -99,6 +103,8 @@ class MeshSettings(Section):
     def _open_or_secret(self) -> MeshSettings:
         if self.open and self.secret_file is not None:
             raise ValueError("an open mesh has no secret: drop mesh.open or mesh.secret_file")
+        if self.authority and (self.open or self.secret_file is not None):
+            raise ValueError("mesh.authority goes with neither mesh.open nor mesh.secret_file")
         return self
 
 

@@ -1,6 +1,7 @@
 """Join strings: what `--join` takes, and what a relay prints for others to join with.
 
-`aimo:` and unpadded base64url of four check bytes followed by msgpack `[1, [addresses], secret]`.
+`aimo:` and unpadded base64url of four check bytes followed by msgpack: `[1, [addresses], secret]`,
+or `[2, [addresses], mesh, invite]` for a mesh with an authority.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Final
 import msgspec
 
 from aimo_node.domain.ids import PeerId, is_peer_id
+from aimo_node.domain.membership import MESH_KEY_BYTES
 from aimo_node.errors import ConfigError
 
 JOIN_PREFIX: Final = "aimo:"
@@ -28,7 +30,11 @@ ADDRESS_CHARACTERS_MAX: Final = 512
 JOIN_CHARACTERS_MAX: Final = 16_384
 """Sixteen addresses of full length in base64 fit; checked before anything is decoded."""
 
+INVITE_BYTES_MAX: Final = 1_024
+"""A signed invite has 150 bytes."""
+
 _VERSION: Final = 1
+_VERSION_AUTHORITY: Final = 2
 _CHECK_BYTES: Final = 4
 _CHECK_DOMAIN: Final = b"aimo join string\0"
 _HINT: Final = "copy the whole string that the relay printed"
@@ -42,10 +48,14 @@ class JoinTarget:
         addresses: multiaddrs of one or more relays, each ending in ``/p2p/PEER``.
         secret: the closed mesh's secret, or None when it comes apart or the mesh is open. Never
             shown by `repr`.
+        mesh: the public key of the mesh's authority, if it has one; then there is no secret.
+        invite: what the authority signed for a newcomer; empty for who is a member already.
     """
 
     addresses: tuple[str, ...]
     secret: bytes | None = field(default=None, repr=False)
+    mesh: bytes | None = None
+    invite: bytes = field(default=b"", repr=False)
 
     def __post_init__(self) -> None:
         """Refuse what could not be written down and read back.
@@ -61,6 +71,10 @@ class JoinTarget:
             peer_of_address(address)
         if self.secret is not None and len(self.secret) != SECRET_BYTES:
             raise ConfigError(f"a mesh secret has {SECRET_BYTES} bytes, not {len(self.secret)}")
+        if self.mesh is not None and (len(self.mesh) != MESH_KEY_BYTES or self.secret is not None):
+            raise ConfigError("a mesh with an authority has its key of 32 bytes and no secret")
+        if len(self.invite) > (INVITE_BYTES_MAX if self.mesh is not None else 0):
+            raise ConfigError("that is no invite")
 
 
 def peer_of_address(address: str) -> PeerId:
@@ -105,8 +119,12 @@ def parse_join(text: str) -> JoinTarget:
 
 
 def format_join(target: JoinTarget) -> str:
-    """The string another node's ``--join`` takes; it carries the secret, so treat it as one."""
-    packed = msgspec.msgpack.encode([_VERSION, target.addresses, target.secret])
+    """The string another node's ``--join`` takes; it carries the secret or an invite, so treat it
+    as one."""
+    document = [_VERSION, target.addresses, target.secret]
+    if target.mesh is not None:
+        document = [_VERSION_AUTHORITY, target.addresses, target.mesh, target.invite]
+    packed = msgspec.msgpack.encode(document)
     encoded = base64.urlsafe_b64encode(_check(packed) + packed)
     return JOIN_PREFIX + encoded.decode("ascii").rstrip("=")
 
@@ -128,13 +146,18 @@ def _decode(encoded: str) -> JoinTarget:
     try:
         document = msgspec.msgpack.decode(packed, type=list[msgspec.Raw])
         version = msgspec.msgpack.decode(document[0], type=int)
-        if version != _VERSION:
+        if version not in {_VERSION, _VERSION_AUTHORITY}:
             raise ConfigError(
-                f"the join string is of version {version}, this aimo reads version {_VERSION}:"
-                " bring both to the same release"
+                f"the join string is of version {version}, this aimo reads versions {_VERSION} and"
+                f" {_VERSION_AUTHORITY}: bring both to the same release"
             )
         addresses = msgspec.msgpack.decode(document[1], type=tuple[str, ...])
-        secret = msgspec.msgpack.decode(document[2], type=bytes | None)
+        secret, mesh, invite = None, None, b""
+        if version == _VERSION:
+            secret = msgspec.msgpack.decode(document[2], type=bytes | None)
+        else:
+            mesh = msgspec.msgpack.decode(document[2], type=bytes)
+            invite = msgspec.msgpack.decode(document[3], type=bytes)
     except (msgspec.DecodeError, IndexError, UnicodeDecodeError) as error:
         raise ConfigError(f"the join string is not understood: {_HINT}") from error
-    return JoinTarget(addresses, secret)
+    return JoinTarget(addresses, secret, mesh, invite)

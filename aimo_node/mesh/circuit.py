@@ -123,7 +123,7 @@ class Circuits(IdleObserver):
 
     async def run(self) -> None:
         """Keep reservations until cancelled."""
-        self._host.serve(STOP_PROTOCOL, self._take_offer)
+        self._host.serve_raw(STOP_PROTOCOL, self._take_offer)
         while True:
             now = trio.current_time()
             for relay in self._due(now):

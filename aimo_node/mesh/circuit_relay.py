@@ -96,7 +96,7 @@ class CircuitRelay(IdleObserver):
 
     def start(self) -> None:
         """Take requests from now on; the host has to have started."""
-        self._host.serve(HOP_PROTOCOL, self._serve)
+        self._host.serve_raw(HOP_PROTOCOL, self._serve)
 
     def link_closed(self, link: Link, code: CloseCode, message: str) -> None:
         """Who is no member any more has neither reservation nor circuits."""

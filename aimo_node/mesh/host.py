@@ -132,7 +132,7 @@ class MeshHost:
             self._swarm = self._build_swarm(transport)
             self._host = ReticentHost(self._swarm)
             self._swarm.set_stream_handler(contain_errors(self._host.serve))
-            self._host.set_stream_handler(self._protocol, self._serve)
+            self.serve(self._protocol, self._on_stream)
             await stack.enter_async_context(self._host.run([]))
             stack.push_async_callback(self._close_everything)
             for address in addresses:
@@ -165,12 +165,23 @@ class MeshHost:
         """libp2p's own host, for the parts of the mesh that run other protocols on it."""
         return self._host
 
-    async def dial(self, peer: PeerId, addresses: Sequence[str]) -> LinkStream:
+    def serve(self, protocol: str, on_stream: OnStream) -> None:
+        """Call `on_stream` with every stream a peer opens for `protocol`; see the class."""
+
+        async def run(net_stream: Any) -> None:  # noqa: ANN401 (libp2p's NetStream)
+            await self._serve(net_stream, on_stream)
+
+        self._host.set_stream_handler(protocol, run)
+
+    async def dial(
+        self, peer: PeerId, addresses: Sequence[str], *, protocol: str | None = None
+    ) -> LinkStream:
         """Open a stream to `peer`, over the connection there is or a new one.
 
         Args:
             peer: who must answer.
             addresses: where to look for it, best first; with or without ``/p2p/…``.
+            protocol: what to speak, if not that of links.
 
         Raises:
             NetworkError: nobody there, refused, too slow, or somebody else answered.
@@ -178,13 +189,14 @@ class MeshHost:
         seconds_max = self._limits.dial_seconds_max
         try:
             with trio.fail_after(seconds_max):
-                return await self._dial(ID.from_base58(peer), peer, addresses)
+                chosen = protocol or self._protocol
+                return await self._dial(ID.from_base58(peer), peer, addresses, chosen)
         except trio.TooSlowError as error:
             raise NetworkError(f"{peer} did not answer within {seconds_max:g} s") from error
         except LIBRARY_ERRORS as error:
             raise NetworkError(f"cannot open a stream to {peer}: {error}") from error
 
-    def serve(self, protocol: str, handler: Callable[[Any], Awaitable[None]]) -> None:
+    def serve_raw(self, protocol: str, handler: Callable[[Any], Awaitable[None]]) -> None:
         """Have `handler` called with every stream that a peer opens for `protocol`.
 
         The stream is libp2p's; the handler ends it. What it raises is logged, and resets it.
@@ -284,10 +296,10 @@ class MeshHost:
 
     # --- streams -----------------------------------------------------------------------------
 
-    async def _serve(self, net_stream: Any) -> None:  # noqa: ANN401 (libp2p's NetStream)
+    async def _serve(self, net_stream: Any, on_stream: OnStream) -> None:  # noqa: ANN401 (libp2p's)
         stream = self._as_link_stream(net_stream, initiator=False)
         try:
-            await self._on_stream(stream)
+            await on_stream(stream)
         except NetworkError as error:
             log.info("stream.lost", peer=stream.peer, reason=str(error))
             await stream.reset()
@@ -299,19 +311,23 @@ class MeshHost:
             net_stream, initiator=initiator, write_seconds_max=self._limits.write_seconds_max
         )
 
-    async def _dial(self, peer_id: ID, peer: PeerId, addresses: Sequence[str]) -> LinkStream:
+    async def _dial(
+        self, peer_id: ID, peer: PeerId, addresses: Sequence[str], protocol: str
+    ) -> LinkStream:
         if peer == self.peer_id:
             raise NetworkError("that is this node itself")
         for connection in self._live_connections(peer_id):
             try:
-                return await self._open(connection)
+                return await self._open(connection, protocol)
             except (*LIBRARY_ERRORS, trio.TooSlowError):
+                if protocol != self._protocol:
+                    raise  # it may not speak that: no reason to end the link on this connection
                 # The peer may have been restarted without our noticing: start afresh.
                 self._nursery.start_soon(connection.close)
-        return await self._open(await self._connect(peer_id, peer, addresses))
+        return await self._open(await self._connect(peer_id, peer, addresses), protocol)
 
-    async def _open(self, connection: Any) -> LinkStream:  # noqa: ANN401 (libp2p's SwarmConn)
-        net_stream = await self._negotiate(connection, self._protocol)
+    async def _open(self, connection: Any, protocol: str) -> LinkStream:  # noqa: ANN401 (libp2p's)
+        net_stream = await self._negotiate(connection, protocol)
         return self._as_link_stream(net_stream, initiator=True)
 
     async def _negotiate(self, connection: Any, protocol: str) -> Any:  # noqa: ANN401

@@ -117,7 +117,12 @@ def public_key_from_peer_id(peer_id: PeerId) -> Verify:
         _INLINED_ED25519
     ):
         raise InvalidMessageFormat(f"{peer_id[:64]!r} is not the peer id of an Ed25519 key")
-    key = VerifyKey(raw[len(_INLINED_ED25519) :])
+    return verifier(raw[len(_INLINED_ED25519) :])
+
+
+def verifier(public_key: bytes) -> Verify:
+    """The function that verifies signatures of a public key of 32 bytes."""
+    key = VerifyKey(public_key)
 
     def verify(message: bytes, signature: bytes) -> bool:
         try:

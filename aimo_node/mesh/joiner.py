@@ -27,6 +27,7 @@ STABLE_SECONDS: Final = 5.0
 other's place at the relay, would do so ten times a second."""
 
 _REFUSED_US: Final = "is the join string, or --mesh-secret-file, the one of this relay?"
+_NOT_CERTIFIED: Final = "the owner of the mesh can say more: aimo peers list"
 _NO_RELAY: Final = "does the relay run, and can this machine reach its port?"
 
 
@@ -93,8 +94,9 @@ class Joiner:
         if not self._joined.is_set():
             problem = next(iter(self._problems.values()), "no answer")
             is_refused = isinstance(problem, PermissionDenied)
+            refused = _NOT_CERTIFIED if self._network.certified else _REFUSED_US
             raise JoinFailed(
-                f"cannot join the mesh: {problem}; " + (_REFUSED_US if is_refused else _NO_RELAY)
+                f"cannot join the mesh: {problem}; " + (refused if is_refused else _NO_RELAY)
             )
 
     async def _keep(self, relay: PeerId, addresses: Sequence[str]) -> None:

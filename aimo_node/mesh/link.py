@@ -20,6 +20,7 @@ from aimo_node.errors import (
     InternalError,
     ModelNotFound,
     NetworkError,
+    PermissionDenied,
 )
 from aimo_node.mesh.exchange import LinkExchange, Parking, ServedRequest
 from aimo_node.ports.peer_network import OutgoingRequest, RequestHandler
@@ -35,6 +36,7 @@ from aimo_node.protocol.events import (
     PeerDraining,
     PeerRecovered,
     PeerSuspect,
+    ProbeAnswered,
     RequestFailed,
     RequestReceived,
     RequestWithdrawn,
@@ -113,6 +115,8 @@ class Link:
         self.closed = trio.Event()
         self.settled = trio.Event()
         """Set once it is known whether the link opened."""
+        self.welcome = trio.Event()
+        """Set once the peer has answered `probe`, and when the link ends."""
         self.ended = trio.Event()
         """Set once the last word is written and the stream is closed."""
         self.close_code = CloseCode.Normal
@@ -197,6 +201,11 @@ class Link:
     def announce(self, frame: Announcement) -> None:
         """Send a frame that stands alone; dropped if the link is not open."""
         self.session.announce(frame)
+        self._flush_now()
+
+    def probe(self) -> None:
+        """Ask the peer whether it admits us, too: see `welcome`."""
+        self.session.probe(trio.current_time())
         self._flush_now()
 
     def drain(self) -> None:
@@ -323,10 +332,8 @@ class Link:
                     exchange.fail(event.error)
             case CreditReceived() | BodyReceived() | RequestWithdrawn():
                 self._tell_served(event)
-            case LinkOpened():
-                self.opened.set()
-                self.settled.set()
-                self._observer.link_opened(self)
+            case LinkOpened() | ProbeAnswered():
+                self._begin(event)
             case LinkClosed():
                 self.close_code, self.close_message = event.close_code, event.message
                 self._ended_by_peer = event.by_peer
@@ -338,9 +345,20 @@ class Link:
             case _:
                 return
 
+    def _begin(self, event: LinkOpened | ProbeAnswered) -> None:
+        """We admit the peer; or, heard later and only if asked for, it admits us."""
+        if isinstance(event, ProbeAnswered):
+            self.welcome.set()
+            return
+        self.opened.set()
+        self.settled.set()
+        self._observer.link_opened(self)
+
     def _serve(self, event: RequestReceived) -> None:
         request_id = RequestId(event.request.request_id)
         try:
+            if Role.EDGE not in self.session.rights:
+                raise PermissionDenied("the certificate of this node is not for the role edge")
             if self._handler is None or self._nursery is None:
                 raise ModelNotFound("this node serves no models")
             served = ServedRequest(self, event)
@@ -384,6 +402,7 @@ class Link:
             return
         self.closed.set()
         self.settled.set()
+        self.welcome.set()
         how = "was lost" if self.is_lost else f"was closed: {message}"
         error = NetworkError(f"the link to the provider {how}")
         for exchange in list(self._exchanges.values()):

@@ -17,7 +17,7 @@ from aimo_node.mesh.observer import IdleObserver
 from aimo_node.mesh.pipe import open_pipe
 from aimo_node.ports.peer_network import OutgoingRequest, RequestHandler
 from aimo_node.protocol import limits
-from aimo_node.protocol.handshake import Admission
+from aimo_node.protocol.handshake import Doorkeeper
 from aimo_node.protocol.session import Announcement, Session
 
 log = structlog.get_logger()
@@ -69,7 +69,7 @@ class NetworkStatistics:
 class MeshNetwork:
     """The links of this node. `run` is their life; everything else is called from any task."""
 
-    def __init__(self, admission: Admission, handler: RequestHandler | None = None) -> None:
+    def __init__(self, admission: Doorkeeper, handler: RequestHandler | None = None) -> None:
         self.peer = admission.peer
         self._admission = admission
         self._handler = handler
@@ -160,6 +160,11 @@ class MeshNetwork:
         return link.open_exchange(request)
 
     @property
+    def certified(self) -> bool:
+        """Whether members show certificates rather than know a secret."""
+        return self._admission.one_sided
+
+    @property
     def draining(self) -> bool:
         """Whether the node is going away."""
         return self._draining
@@ -244,12 +249,24 @@ class MeshNetwork:
             await self._wait_other(link.peer)
         kept = self._links.get(link.peer)
         if kept is not None:
-            return kept
+            link = kept
+            if await self._is_welcome(link):
+                return link
         link.close()
         message = f"peer {link.peer}: {link.close_message or 'no Hello in time'}"
         if link.close_code in _REFUSED:
             raise PermissionDenied(message)
         raise NetworkError(message)
+
+    async def _is_welcome(self, link: Link) -> bool:
+        """Whether the peer admits us: a refusal arrives before the answer to a Ping."""
+        if not self._admission.one_sided:
+            return True
+        if not link.welcome.is_set():
+            link.probe()
+        with trio.move_on_after(OPEN_SECONDS):
+            await link.welcome.wait()
+        return link.welcome.is_set() and not link.closed.is_set()
 
     async def _wait_other(self, peer: PeerId) -> None:
         """The peer kept the link it opened itself; its Hello may still be on its way."""

@@ -29,6 +29,11 @@ class LinkOpened:
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeAnswered:
+    """The peer has accepted our Hello, too: it answered `Session.probe`."""
+
+
+@dataclass(frozen=True, slots=True)
 class RequestReceived:
     """A request arrived; `body` is None while Body frames are still to come."""
 
@@ -106,6 +111,7 @@ Event: TypeAlias = (
     PartReceived
     | Accepted
     | LinkOpened
+    | ProbeAnswered
     | RequestReceived
     | BodyReceived
     | RequestWithdrawn

@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from aimo_node.domain.ids import PeerId, Role
+from aimo_node.domain.membership import ALL_ROLES
 from aimo_node.errors import CloseCode, RemoteProtocolError
 from aimo_node.protocol import limits
 from aimo_node.protocol.frames import Hello
@@ -23,9 +24,30 @@ MESH_ID_BYTES: Final = 16
 SECRET_BYTES: Final = 32
 
 
+class Doorkeeper(Protocol):
+    """What this node says of itself, and whom it lets in."""
+
+    @property
+    def peer(self) -> PeerId:
+        """Our own peer id."""
+
+    @property
+    def one_sided(self) -> bool:
+        """Whether the peer may refuse us although we do not refuse it."""
+
+    def hello_to(self, remote: PeerId) -> Hello:
+        """The Hello for that peer."""
+
+    def check(self, hello: Hello, remote: PeerId) -> int:
+        """The version to speak with the peer that sent `hello`. Raises RemoteProtocolError."""
+
+    def rights(self, hello: Hello) -> Role:
+        """The roles that the peer whose Hello was accepted may act in."""
+
+
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """What this node says of itself, and whom it lets in.
+    """The doorkeeper of an open mesh, and of one with a secret.
 
     Attributes:
         peer: our own peer id.
@@ -37,6 +59,11 @@ class Admission:
     roles: Role = Role.NONE
     agent: str = ""
     versions: tuple[int, ...] = limits.VERSIONS_SUPPORTED
+
+    @property
+    def one_sided(self) -> bool:
+        """Never: both know the same secret, or one of them does not."""
+        return False
 
     def __repr__(self) -> str:
         return f"Admission(peer={self.peer!r}, closed={self.secret is not None})"
@@ -57,15 +84,30 @@ class Admission:
         Raises:
             RemoteProtocolError: with close code VersionMismatch, WrongMesh or NotAdmitted.
         """
-        common = set(hello.versions) & set(self.versions)
-        if not common:
-            message = f"no common version: theirs {hello.versions}, ours {list(self.versions)}"
-            raise RemoteProtocolError(message, CloseCode.VersionMismatch)
+        version = common_version(hello, self.versions)
         if not hmac.compare_digest(hello.mesh, mesh_id(self.secret)):
             raise RemoteProtocolError("the peer is in another mesh", CloseCode.WrongMesh)
         if not hmac.compare_digest(hello.proof, mesh_proof(self.secret, remote, self.peer)):
             raise RemoteProtocolError("the peer did not prove membership", CloseCode.NotAdmitted)
-        return max(common)
+        return version
+
+    def rights(self, hello: Hello) -> Role:
+        """All: who knows the secret may act in every role."""
+        del hello
+        return ALL_ROLES
+
+
+def common_version(hello: Hello, ours: tuple[int, ...] = limits.VERSIONS_SUPPORTED) -> int:
+    """The highest version both sides speak.
+
+    Raises:
+        RemoteProtocolError: there is none; code VersionMismatch.
+    """
+    common = set(hello.versions) & set(ours)
+    if not common:
+        message = f"no common version: theirs {hello.versions}, ours {list(ours)}"
+        raise RemoteProtocolError(message, CloseCode.VersionMismatch)
+    return max(common)
 
 
 def mesh_id(secret: bytes | None) -> bytes:

@@ -42,6 +42,10 @@ class Liveness:
         """The nonce of the Ping to send now, if one is due."""
         if now < max(self._heard, self._pinged) + limits.PING_SECONDS:
             return None
+        return self.ping(now)
+
+    def ping(self, now: float) -> int:
+        """The nonce of a Ping that is sent now, due or not."""
         self._pinged = now
         self._nonce += 1
         self._open_nonce = self._nonce

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, TypeAlias
 
-from aimo_node.domain.ids import PeerId, RequestId
+from aimo_node.domain.ids import PeerId, RequestId, Role
 from aimo_node.errors import CloseCode, LocalProtocolError, RemoteProtocolError
 from aimo_node.protocol import codec, limits
 from aimo_node.protocol.answering import Answering
@@ -22,6 +22,7 @@ from aimo_node.protocol.events import (
     PeerDraining,
     PeerRecovered,
     PeerSuspect,
+    ProbeAnswered,
 )
 from aimo_node.protocol.frames import (
     Accepted,
@@ -43,13 +44,20 @@ from aimo_node.protocol.frames import (
     StreamChunk,
     Subscribe,
 )
-from aimo_node.protocol.handshake import Admission
+from aimo_node.protocol.handshake import Doorkeeper
 from aimo_node.protocol.liveness import Liveness
 from aimo_node.protocol.scheduling import Outbox
 from aimo_node.protocol.states import LinkState
 
 Announcement: TypeAlias = Heartbeat | Descriptor | Directory | Subscribe | Receipt
 """Frames that stand alone: sent and received without state."""
+
+_ROLE_TO_SAY: Final[dict[type[Frame], Role]] = {
+    Heartbeat: Role.PROVIDER,
+    Descriptor: Role.PROVIDER,
+    Directory: Role.RELAY,
+    Subscribe: Role.EDGE,
+}
 
 _Handler: TypeAlias = Callable[[Any, list[Event], float], None]
 _NEVER: Final = float("inf")
@@ -64,7 +72,7 @@ class Session:
     output and the same credit budget.
     """
 
-    def __init__(self, admission: Admission, remote: PeerId, now: float) -> None:
+    def __init__(self, admission: Doorkeeper, remote: PeerId, now: float) -> None:
         self._admission = admission
         self._remote = remote
         self._reader = codec.FrameReader(limits.HELLO_BYTES_MAX)
@@ -77,7 +85,10 @@ class Session:
         self.state = LinkState.HELLO
         self.remote_draining = False
         self.draining = False
+        self._is_probing = False
         self.hello: Hello | None = None
+        self.rights = Role.NONE
+        """The roles the peer may act in, once its Hello was accepted."""
         self._handlers: dict[type[Frame], _Handler] = self._handler_table()
         self._outbox.put_control(codec.encode(admission.hello_to(remote)))
 
@@ -97,7 +108,7 @@ class Session:
             Hello: self._on_second_hello,
         }
         for kind in (Heartbeat, Descriptor, Directory, Subscribe, Receipt):
-            table[kind] = lambda frame, events, _now: events.append(frame)
+            table[kind] = self._on_announcement
         return table
 
     def receive_data(self, data: bytes, now: float) -> list[Event]:
@@ -188,6 +199,12 @@ class Session:
             events.append(PeerSuspect())
         return events
 
+    def probe(self, now: float) -> None:
+        """Send a Ping though none is due; `ProbeAnswered` says that the peer admits us, too."""
+        if self.state in _TALKING:
+            self._is_probing = True
+            self._outbox.put_control(codec.encode(Ping(self._liveness.ping(now))))
+
     def announce(self, frame: Announcement) -> None:
         """Send a frame that stands alone; dropped unless the link is open.
 
@@ -236,12 +253,18 @@ class Session:
             raise RemoteProtocolError("the first frame is not Hello")
         version = self._admission.check(frame, self._remote)
         self._reader.frame_bytes_max = limits.FRAME_BYTES_MAX
-        self.hello = frame
+        self.hello, self.rights = frame, self._admission.rights(frame)
         self.state = LinkState.OPEN
         self.asking.requests_max = min(frame.limits.requests, limits.REQUESTS_PER_LINK_MAX)
         events.append(LinkOpened(frame, version))
         if self.draining:
             self._say_draining()
+
+    def _on_announcement(self, frame: Announcement, events: list[Event], _now: float) -> None:
+        """What is said in a role the peer may not act in is not heard."""
+        needed = _ROLE_TO_SAY.get(type(frame), Role.NONE)
+        if needed in self.rights:
+            events.append(frame)
 
     def _on_second_hello(self, _frame: Hello, _events: list[Event], _now: float) -> None:
         raise RemoteProtocolError("a second Hello")
@@ -262,8 +285,11 @@ class Session:
     def _on_ping(self, frame: Ping, _events: list[Event], _now: float) -> None:
         self._outbox.put_control(codec.encode(Pong(frame.nonce)))
 
-    def _on_pong(self, frame: Pong, _events: list[Event], now: float) -> None:
+    def _on_pong(self, frame: Pong, events: list[Event], now: float) -> None:
         self._liveness.pong(frame.nonce, now)
+        if self._is_probing:
+            self._is_probing = False
+            events.append(ProbeAnswered())
 
     def _on_go_away(self, frame: GoAway, events: list[Event], _now: float) -> None:
         if frame.close_code == CloseCode.Draining and self.state is not LinkState.HELLO:

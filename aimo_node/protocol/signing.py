@@ -10,6 +10,9 @@ from typing import Final
 
 DESCRIPTOR_TAG: Final = b"aimo-descriptor-1\0"
 MESSAGE_TAG: Final = b"aimo-message-1\0"
+CERTIFICATE_TAG: Final = b"aimo-certificate-1\0"
+INVITE_TAG: Final = b"aimo-invite-1\0"
+BANS_TAG: Final = b"aimo-bans-1\0"
 
 
 def descriptor_bytes_to_sign(body: bytes) -> bytes:
@@ -20,3 +23,18 @@ def descriptor_bytes_to_sign(body: bytes) -> bytes:
 def message_bytes_to_sign(body: bytes) -> bytes:
     """What a gossip sender signs, given the encoded `MessageBody`: `MessageFrame.body`."""
     return MESSAGE_TAG + body
+
+
+def certificate_bytes_to_sign(body: bytes) -> bytes:
+    """What the authority of a mesh signs, given an encoded certificate."""
+    return CERTIFICATE_TAG + body
+
+
+def invite_bytes_to_sign(body: bytes) -> bytes:
+    """What the authority of a mesh signs, given an encoded invite."""
+    return INVITE_TAG + body
+
+
+def bans_bytes_to_sign(body: bytes) -> bytes:
+    """What the authority of a mesh signs, given an encoded list of bans."""
+    return BANS_TAG + body

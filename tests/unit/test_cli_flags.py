@@ -38,10 +38,10 @@ def flags_of(name: str) -> set[str]:
 
 def test_every_long_running_command_has_the_flags_of_the_contract() -> None:
     circuits = {"--member-megabytes-per-second", "--circuit-megabytes-max"}
-    assert flags_of("relay") == COMMON | {"--join-file"} | circuits
+    assert flags_of("relay") == COMMON | {"--join-file", "--authority"} | circuits
     assert flags_of("provider") == COMMON | PROVIDER
     assert flags_of("edge") == COMMON | EDGE
-    assert flags_of("up") == COMMON | PROVIDER | EDGE | {"--join-file"}
+    assert flags_of("up") == COMMON | PROVIDER | EDGE | {"--join-file", "--authority"}
 
 
 def test_every_flag_that_is_a_setting_names_one_that_exists() -> None:

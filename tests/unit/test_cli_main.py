@@ -32,6 +32,7 @@ def test_the_commands_are_those_of_the_contract() -> None:
     assert [name for name, _ in all_commands()] == [
         *("up", "relay", "provider", "provider pause", "provider resume", "provider who"),
         *("edge", "demo", "chat", "models", "peers"),
+        *("peers ban", "peers allow", "peers list", "invite"),
         *("engine", "engine status", "engine load", "engine unload"),
         *("auth", "auth copilot", "auth status", "auth logout", "check-usage"),
         *("id", "config", "config show", "doctor"),
@@ -60,6 +61,7 @@ def test_every_help_has_an_example_and_tells_every_flag(capsys: pytest.CaptureFi
 def test_every_command_that_lists_speaks_json() -> None:
     listing = {"models", "peers", "id", "config show", "auth status", "check-usage", "doctor"}
     listing |= {"provider pause", "provider resume", "provider who"}
+    listing |= {"peers list", "invite"}
     for name, command in all_commands():
         if name in listing:
             assert any("--json" in parameter.opts for parameter in command.params), name

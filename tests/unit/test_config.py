@@ -60,6 +60,7 @@ def test_every_setting_can_be_set_by_its_variable(tmp_path: Path) -> None:
         "node.grace_seconds": "5",
         "mesh.join": f"{JOIN},{ADDRESS}",
         "mesh.open": "yes",
+        "mesh.authority": "no",
         "mesh.listen": "/ip4/127.0.0.1/tcp/0, /ip6/::1/tcp/0",
         "relay.member_megabytes_per_second": "2",
         "relay.circuit_megabytes_max": "0.5",

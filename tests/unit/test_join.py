@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from aimo_node.domain.join import (
     ADDRESS_CHARACTERS_MAX,
     ADDRESSES_MAX,
+    INVITE_BYTES_MAX,
     JOIN_CHARACTERS_MAX,
     JOIN_PREFIX,
     SECRET_BYTES,
@@ -28,10 +29,10 @@ addresses = st.builds(
     st.text(alphabet="abcdefghijklmnopqrstuvwxyz0123456789-.", min_size=1, max_size=100),
     st.integers(0, 65535),
 )
-targets = st.builds(
-    JoinTarget,
-    st.lists(addresses, min_size=1, max_size=ADDRESSES_MAX).map(tuple),
-    st.none() | st.binary(min_size=SECRET_BYTES, max_size=SECRET_BYTES),
+lists = st.lists(addresses, min_size=1, max_size=ADDRESSES_MAX).map(tuple)
+secrets = st.binary(min_size=SECRET_BYTES, max_size=SECRET_BYTES)
+targets = st.builds(JoinTarget, lists, st.none() | secrets) | st.builds(
+    JoinTarget, lists, st.none(), secrets, st.binary(max_size=INVITE_BYTES_MAX)
 )
 
 
@@ -108,8 +109,8 @@ def test_what_leads_nowhere_is_refused(text: str) -> None:
 
 def test_a_string_of_a_later_version_says_so() -> None:
     """Somebody with an old release must learn that an upgrade helps, not that it is damaged."""
-    text = "aimo:WT3P55MCkMA"
-    with pytest.raises(ConfigError, match="version 2"):
+    text = "aimo:nAV1xZMDkMA"
+    with pytest.raises(ConfigError, match="version 3"):
         parse_join(text)
 
 

@@ -1,0 +1,167 @@
+"""Becoming a member and staying one: redeems an invite, renews the certificate by itself."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+import trio
+
+from aimo_node.domain.ids import PeerId, Role
+from aimo_node.domain.membership import Refusal, clock_problem
+from aimo_node.errors import AimoError, JoinFailed, NetworkError, RemoteProtocolError
+from aimo_node.mesh.authority import Authority
+from aimo_node.mesh.credential import Credential
+from aimo_node.mesh.members import Asker, Members, ask
+from aimo_node.protocol.members import Answer, Granted, Redeem, Refused, Renew
+
+log = structlog.get_logger()
+
+FIRST_JOIN_SECONDS: Final = 30.0
+"""As for the first link: an authority that starts at the same time is up by then."""
+BACKOFF_SECONDS: Final = 0.5
+BACKOFF_SECONDS_MAX: Final = 5.0
+RENEW_SECONDS: Final = 60.0
+"""How often a certificate is looked at, and a renewal that failed is tried again: by then half a
+week is left."""
+
+_AWAY: Final = (
+    "the authority of the mesh must answer for a node to join: members go on without it, and"
+    " joining works when it is back"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where a certificate comes from.
+
+    Attributes:
+        addresses: whom to ask, by peer id; one of them is the authority's node.
+        invite: what to redeem if this node is no member yet; empty without one.
+        inviters: who may see the invite: those that it names, since whoever sees it can use it.
+        authority: if it runs in this node.
+        roles: of this node.
+    """
+
+    addresses: Mapping[PeerId, Sequence[str]]
+    invite: bytes
+    inviters: frozenset[PeerId]
+    authority: Authority | None
+    roles: Role
+
+
+class Enrolment:
+    """Keeps this node's certificate good."""
+
+    def __init__(
+        self, home: Home, credential: Credential, members: Members, chance: random.Random
+    ) -> None:
+        """`chance` spreads the questions of many nodes."""
+        self._home = home
+        self._credential = credential
+        self._members = members
+        self._chance = chance
+
+    async def obtain(self, host: Asker) -> None:
+        """Return once there is a certificate that does.
+
+        Raises:
+            JoinFailed: refused, or nobody answered for `FIRST_JOIN_SECONDS`.
+        """
+        if self._credential.problem() is None and self._home.authority is None:
+            return
+        problem, wait, is_missing = "no answer", BACKOFF_SECONDS, True
+        with trio.move_on_after(FIRST_JOIN_SECONDS) as scope:
+            while is_missing:
+                try:
+                    await self._ask_all(host)
+                    is_missing = False
+                except NetworkError as error:
+                    problem = error.message
+                    await trio.sleep(wait * (0.5 + self._chance.random() / 2))
+                    wait = min(2 * wait, BACKOFF_SECONDS_MAX)
+        if not scope.cancelled_caught:
+            return
+        if self._credential.certificate is not None:
+            problem = f"{self._credential.problem()}, and {problem}"
+        raise JoinFailed(f"cannot join the mesh: {problem}; {_AWAY}")
+
+    async def run(self, host: Asker) -> None:
+        """Renew when half of the certificate's life is over, until cancelled."""
+        while True:
+            await trio.sleep(RENEW_SECONDS * (0.5 + self._chance.random() / 2))
+            certificate = self._credential.certificate
+            if certificate is not None and self._credential.now_ms < certificate.renew_at_ms:
+                continue
+            try:
+                await self._ask_all(host)
+            except AimoError as error:
+                log.warning("certificate.not_renewed", reason=str(error))
+
+    async def _ask_all(self, host: Asker) -> None:
+        """One round.
+
+        Raises:
+            JoinFailed: the authority says no.
+            NetworkError: it could not be asked; the message says why.
+        """
+        if self._home.authority is not None:
+            granted = await self._home.authority.enrol(self._credential.peer, self._home.roles)
+            self._take(granted, self._credential.peer)
+            return
+        problem = NetworkError("there is nobody to ask for a certificate")
+        for peer, addresses in self._home.addresses.items():
+            try:
+                answer = await self._ask_one(host, peer, addresses)
+            except NetworkError as error:
+                problem = error
+                continue
+            if isinstance(answer, Granted):
+                self._take(answer, peer)
+                return
+            problem = self._weigh(answer, peer)
+        raise problem
+
+    async def _ask_one(self, host: Asker, peer: PeerId, addresses: Sequence[str]) -> Answer:
+        """Renew if this node is a member for all it does, else redeem the invite."""
+        certificate = self._credential.certificate
+        invite = self._home.invite if peer in self._home.inviters else b""
+        if certificate is None or self._home.roles & ~certificate.roles:
+            if not invite:
+                raise NetworkError(f"the invite does not name {peer}")
+            answer = await ask(host, peer, addresses, Redeem(invite, self._credential.now_ms))
+        else:
+            answer = await ask(host, peer, addresses, Renew(self._credential.now_ms))
+            if invite and isinstance(answer, Refused) and answer.reason == Refusal.NOT_A_MEMBER:
+                redeem = Redeem(invite, self._credential.now_ms)
+                answer = await ask(host, peer, addresses, redeem)
+        return answer
+
+    def _weigh(self, answer: Answer, peer: PeerId) -> NetworkError:
+        if not isinstance(answer, Refused):
+            return NetworkError(f"{peer} answers something else than was asked")
+        try:
+            reason = Refusal(answer.reason)
+        except ValueError:  # of a newer version
+            reason = Refusal.MALFORMED
+        message = answer.message
+        if reason is Refusal.CLOCK:
+            problem = clock_problem(answer.now_ms, self._credential.now_ms)
+            message = f"{problem or 'this clock is wrong'}: set it, best by NTP"
+        if reason.is_final:
+            raise JoinFailed(f"cannot join the mesh: {message}")
+        return NetworkError(f"{peer}: {message}")
+
+    def _take(self, granted: Granted, peer: PeerId) -> None:
+        problem = self._credential.install(granted.certificate)
+        if problem is not None:
+            raise NetworkError(f"{peer} gave a certificate that does not do: {problem}")
+        try:
+            self._members.learn_bans(granted.bans)
+        except RemoteProtocolError as error:
+            raise NetworkError(f"{peer} gave a list of bans that does not do: {error}") from error
+        certificate = self._credential.certificate
+        log.info("certificate.taken", authority=peer, serial=certificate and certificate.serial)

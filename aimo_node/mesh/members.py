@@ -1,0 +1,233 @@
+"""`/aimo/members/1` on a node: answers who asks, hands on bans, ends links that became wrong."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from typing import Final, Protocol
+
+import structlog
+import trio
+
+from aimo_node.domain.ids import PeerId
+from aimo_node.domain.membership import Refusal
+from aimo_node.errors import AimoError, CloseCode, ConfigError, NetworkError, RemoteProtocolError
+from aimo_node.mesh.allowance import Allowance
+from aimo_node.mesh.authority import Authority
+from aimo_node.mesh.credential import Credential
+from aimo_node.mesh.link import ByteStream, Link
+from aimo_node.mesh.network import MeshNetwork
+from aimo_node.mesh.observer import IdleObserver
+from aimo_node.protocol import members
+from aimo_node.protocol.members import Answer, Bans, Question, Refused, Taken
+
+log = structlog.get_logger()
+
+MEMBERS_PROTOCOL: Final = "/aimo/members/1"
+EXCHANGE_SECONDS: Final = 10.0
+"""For one question and its answer, the dial included."""
+EXCHANGES_MAX: Final = 256
+"""Answered at a time; more are told to come again."""
+EXCHANGES_PER_ADDRESS_MAX: Final = 16
+"""Of those, from one IP address: who asks slowly must not keep the others from asking."""
+QUESTIONS_MAX: Final = 64
+QUESTIONS_PER_SECOND: Final = 4.0
+"""From one IP address: a rack behind one router that joins at once, and then who guesses."""
+ADDRESSES_MAX: Final = 4_096
+CHECK_SECONDS: Final = 5.0
+"""How long after its certificate's end, at most, a peer may begin something new."""
+EXPIRED_SECONDS: Final = 600.0
+"""What still runs on a link then may take as long as a request takes."""
+_CHUNK_BYTES: Final = 32_000
+
+
+class Asker(Protocol):
+    """What asking needs of the libp2p host."""
+
+    async def dial(
+        self, peer: PeerId, addresses: Sequence[str], *, protocol: str | None = None
+    ) -> ByteStream:
+        """Open a stream. Raises NetworkError."""
+
+
+async def ask(host: Asker, peer: PeerId, addresses: Sequence[str], question: Question) -> Answer:
+    """Ask one peer.
+
+    Raises:
+        NetworkError: it cannot be reached, does not answer in time, or answers nonsense.
+    """
+    try:
+        with trio.fail_after(EXCHANGE_SECONDS):
+            stream = await host.dial(peer, addresses, protocol=MEMBERS_PROTOCOL)
+            try:
+                await _send(stream, members.encode(question))
+                return members.decode_answer(await _receive(stream))
+            finally:
+                await stream.close()
+    except trio.TooSlowError as error:
+        raise NetworkError(f"{peer} did not answer within {EXCHANGE_SECONDS:g} s") from error
+    except RemoteProtocolError as error:
+        raise NetworkError(f"{peer} answers nonsense: {error}") from error
+
+
+class Members(IdleObserver):
+    """The part of a node that keeps its links those of members. `run` is its life."""
+
+    def __init__(
+        self, credential: Credential, authority: Authority | None, *, is_relay: bool
+    ) -> None:
+        """`authority`: if this node runs it."""
+        self._credential = credential
+        self._authority = authority
+        self._is_relay = is_relay
+        self._network: MeshNetwork | None = None
+        self._host: Asker | None = None
+        self._nursery: trio.Nursery | None = None
+        self._exchanges: Counter[str] = Counter()
+        self._allowances: OrderedDict[str, Allowance] = OrderedDict()
+        self._expired: dict[Link, float] = {}
+
+    @property
+    def own(self) -> PeerId:
+        """This node."""
+        return self._credential.peer
+
+    async def run(self, host: Asker, network: MeshNetwork) -> None:
+        """Look at the links now and then, until cancelled."""
+        self._host, self._network = host, network
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            while True:
+                await trio.sleep(CHECK_SECONDS)
+                self._check_links()
+
+    async def serve(self, stream: ByteStream) -> None:
+        """Answer one question; whoever asks too much or too slowly is hung up on."""
+        address = stream.remote_address.partition("/tcp/")[0]
+        if not self._may_ask(address):
+            await _send(stream, members.encode(self._refused(Refusal.BUSY, "busy: come again")))
+            return
+        self._exchanges[address] += 1
+        try:
+            with trio.fail_after(EXCHANGE_SECONDS):
+                question = members.decode_question(await _receive(stream))
+                await _send(stream, members.encode(await self._answer(stream.peer, question)))
+        except (RemoteProtocolError, trio.TooSlowError) as error:
+            log.info("members.cut_off", peer=stream.peer, reason=str(error) or "too slow")
+            await stream.reset()
+        finally:
+            self._exchanges[address] -= 1
+            self._exchanges += Counter()  # forgets who has nothing under way
+
+    async def tell_bans(self) -> None:
+        """At the authority: sign the list anew and put it into force, here and everywhere."""
+        if self._authority is not None:
+            self.learn_bans(await self._authority.bans())
+
+    def learn_bans(self, sealed: bytes) -> None:
+        """Put a list of bans into force if it is news: end links, tell others.
+
+        Raises:
+            RemoteProtocolError: the authority did not sign it.
+        """
+        try:
+            if not self._credential.learn_bans(sealed):
+                return
+        except ConfigError as error:  # in force all the same, until a restart
+            log.warning("bans.not_kept", reason=str(error))
+        bans = self._credential.bans
+        log.info("bans.changed", version=bans.version, banned=len(bans.peers))
+        if self._network is None:
+            return
+        for link in self._network.links():
+            if link.peer in bans.peers:
+                link.close(CloseCode.NotAdmitted, "the peer is banned")
+            else:
+                self._tell(link.peer)
+
+    def link_opened(self, link: Link) -> None:
+        """A newcomer may have missed the latest bans."""
+        if self._credential.bans.version > 0:
+            self._tell(link.peer)
+
+    def link_closed(self, link: Link, code: CloseCode, message: str) -> None:
+        """Nothing to watch any more."""
+        self._expired.pop(link, None)
+
+    def _tell(self, peer: PeerId) -> None:
+        """Only relays hand on what they hear: everybody is linked to one."""
+        if self._is_relay and self._nursery is not None and peer != self._credential.peer:
+            self._nursery.start_soon(self._push, peer, self._credential.sealed_bans)
+
+    async def _push(self, peer: PeerId, sealed: bytes) -> None:
+        if self._host is None:
+            return
+        try:
+            await ask(self._host, peer, (), Bans(sealed))
+        except NetworkError as error:
+            log.info("bans.not_told", peer=peer, reason=error.message)
+
+    async def _answer(self, peer: PeerId, question: Question) -> Answer:
+        if isinstance(question, Bans):
+            self.learn_bans(question.bans)
+            return Taken()
+        if self._authority is None:
+            message = "this node is not the authority of the mesh"
+            return self._refused(Refusal.NOT_AUTHORITY, message)
+        try:
+            return await self._authority.answer(peer, question)
+        except ConfigError as error:
+            log.warning("members.unavailable", reason=str(error))
+            return self._refused(Refusal.BUSY, "the authority cannot use its book now")
+
+    def _refused(self, reason: Refusal, message: str) -> Refused:
+        return Refused(int(reason), message, self._credential.now_ms)
+
+    def _may_ask(self, address: str) -> bool:
+        """One bucket for each IP address; the address asked from longest ago is forgotten."""
+        if self._exchanges[address] >= EXCHANGES_PER_ADDRESS_MAX:
+            return False
+        if self._exchanges.total() >= EXCHANGES_MAX:
+            return False
+        now = trio.current_time()
+        allowance = self._allowances.pop(address, None)
+        if allowance is None:
+            allowance = Allowance(QUESTIONS_MAX, QUESTIONS_PER_SECOND, now)
+        self._allowances[address] = allowance
+        if len(self._allowances) > ADDRESSES_MAX:
+            self._allowances.popitem(last=False)
+        return allowance.take(now)
+
+    def _check_links(self) -> None:
+        """Peers renew their certificates, but say so only when they link anew."""
+        now = trio.current_time()
+        for link in self._network.links() if self._network is not None else ():
+            hello = link.session.hello
+            if hello is None or link.peer == self._credential.peer:
+                continue
+            try:
+                problem = self._credential.problem_of(hello, link.peer)
+            except AimoError as error:
+                problem = str(error)
+            if problem is None:
+                continue
+            if link not in self._expired:
+                log.info("link.expired", peer=link.peer, reason=problem)
+                link.drain()
+            if now - self._expired.setdefault(link, now) > EXPIRED_SECONDS:
+                link.close(CloseCode.NotAdmitted, problem)
+
+
+async def _send(stream: ByteStream, data: bytes) -> None:
+    for start in range(0, len(data), _CHUNK_BYTES):
+        await stream.write(data[start : start + _CHUNK_BYTES])
+
+
+async def _receive(stream: ByteStream) -> bytes:
+    data = b""
+    while missing := members.missing_bytes(data):
+        piece = await stream.read(missing)
+        if not piece:
+            raise NetworkError("the peer hung up")
+        data += piece
+    return data
