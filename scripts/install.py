@@ -16,7 +16,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -202,12 +202,17 @@ def main(arguments: list[str]) -> int:
     if lacking:
         print(machine.describe(lacking), file=sys.stderr)
         return 1
+    return run_to_its_end(lambda: install(options))
+
+
+def run_to_its_end(installation: Callable[[], None]) -> int:
+    """Run it alone, heed signals, say how it ended; returns the exit code."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, on_signal)
     started = time.monotonic()
     try:
         with only_one_installation():
-            install(options)
+            installation()
     except Interrupted:
         print("\nInterrupted; nothing half made was left behind.", file=sys.stderr)
         return 130

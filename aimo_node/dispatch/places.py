@@ -49,7 +49,7 @@ class Places:
             Overloaded: the queue is full, or the request may not wait in it.
         """
         place = Place(self)
-        if not self.limit or (self._running < self.limit and not self._queue):
+        if not self.limit or self._running < self.limit:  # then nobody waits
             self._running += 1
             place.granted()
         elif may_wait and len(self._queue) < self.waiting_max:

@@ -14,6 +14,7 @@ from aimo_node.ports.engine import AnswerSink
 from providers.answers import NOT_JSON, split_text
 from providers.anthropic.dialect import THINKING_BLOCKS
 from providers.anthropic.reader import MessageReader
+from providers.sinks import CollectingSink
 
 CHARACTERS_MAX: Final = 8 << 20
 """Of one answer; the mesh carries no more than so many bytes of one."""
@@ -51,7 +52,7 @@ def write_whole(body: bytes, sink: AnswerSink) -> None:
     whole.finish(*reader.end())
 
 
-class WholeMessage:
+class WholeMessage(CollectingSink):
     """A sink that collects a streamed answer and gives it on as one.
 
     Plain text goes on as text, all else as an array of one choice with ``message``.
@@ -65,14 +66,6 @@ class WholeMessage:
         self._thoughts: dict[int, dict[str, Any]] = {}
         self._extension: dict[str, Any] = {}
         self._left = CHARACTERS_MAX
-
-    @property
-    def congested(self) -> bool:
-        """Never: what is collected is bounded."""
-        return False
-
-    async def drain(self) -> None:
-        """Nothing to wait for."""
 
     def text(self, delta: str) -> None:
         """Collect text."""

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections import deque
 from pathlib import Path
 from typing import Final
 
 LOG_BYTES_MAX: Final = 1 << 20
 """Of the file; as much again is kept of the one before it, ``….1``."""
 
-TAIL_LINES_MAX: Final = 20
-LINE_CHARACTERS_MAX: Final = 300
-
 
 class BoundedLog:
-    """Appends to a file and keeps the last lines at hand. Writes are small and do not wait.
+    """Appends to a file. Writes are small and do not wait.
 
     Args:
         path: the file; its folder exists. Mode 0600: prompts may be in it.
@@ -24,20 +20,15 @@ class BoundedLog:
     def __init__(self, path: Path, bytes_max: int = LOG_BYTES_MAX) -> None:
         self.path = path
         self._bytes_max = bytes_max
-        self._tail: deque[str] = deque(maxlen=TAIL_LINES_MAX)
         path.touch(mode=0o600)
         self._file = path.open("ab", buffering=0)
 
     def begin(self, title: str) -> None:
-        """A new run starts: the tail holds only its lines."""
-        self._tail.clear()
+        """Mark where a new run starts."""
         self.write(f"--- {title}\n".encode())
-        self._tail.clear()
 
     def write(self, data: bytes) -> None:
         """Append; the file before is dropped when this one is full."""
-        lines = data.decode("utf-8", "replace").splitlines()
-        self._tail.extend(line[:LINE_CHARACTERS_MAX] for line in lines if line.strip())
         # A full disk must not stop the engine.
         with contextlib.suppress(OSError):
             self._append(data[: self._bytes_max])
@@ -49,10 +40,6 @@ class BoundedLog:
             self.path.touch(mode=0o600)
             self._file = self.path.open("ab", buffering=0)
         self._file.write(data)
-
-    def tail(self) -> list[str]:
-        """The last lines, oldest first."""
-        return list(self._tail)
 
     def close(self) -> None:
         """Close the file; idempotent."""

@@ -33,6 +33,9 @@ SLOTS_TIMEOUT_SECONDS: Final = 1.0
 EXPLAINED_BYTES_MAX: Final = 16_384
 """So much of the log's end is searched for the reason of a death."""
 
+LAST_WORDS_SECONDS: Final = 3.0
+"""For a process that has failed to end by itself."""
+
 REASON_CHARACTERS_MAX: Final = 300
 """Of a line that llama.cpp printed."""
 
@@ -101,7 +104,11 @@ class LlamaChild:
             nursery.cancel_scope.cancel()
         if answer.startswith("ready "):
             return ""
-        return answer.removeprefix("failed ") or await child.wait()
+        ending = ""
+        # llama.cpp writes its log in a thread of its own, and to the end only if it ends by itself
+        with trio.move_on_after(LAST_WORDS_SECONDS):
+            ending = await child.wait()
+        return answer.removeprefix("failed ") or ending or await child.wait()
 
     async def probe(self, timeout_seconds: float) -> bool:
         """See `Charge`."""

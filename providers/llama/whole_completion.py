@@ -10,26 +10,18 @@ from aimo_node.domain.answer import Usage
 from aimo_node.domain.ids import FinishReason
 from aimo_node.ports.engine import AnswerSink
 from providers.answers import split_text
+from providers.sinks import CollectingSink, PassingSink
 
 _encode: Final = msgspec.json.Encoder().encode
 _decode: Final = msgspec.json.Decoder().decode
 
 
-class LegacyLogprobs:
+class LegacyLogprobs(PassingSink):
     """A sink that turns a chat's log probabilities into those of completions."""
 
     def __init__(self, sink: AnswerSink) -> None:
-        self._sink = sink
+        super().__init__(sink)
         self._offsets: dict[int, int] = {}
-
-    @property
-    def congested(self) -> bool:
-        """See `AnswerSink`."""
-        return self._sink.congested
-
-    async def drain(self) -> None:
-        """See `AnswerSink`."""
-        await self._sink.drain()
 
     def text(self, delta: str) -> None:
         """Give on text of choice 0, which has none."""
@@ -48,25 +40,13 @@ class LegacyLogprobs:
             self._offsets[choice["index"]] = offset + len(choice.get("text") or "")
         self._sink.json(_encode(found))
 
-    def finish(self, reason: FinishReason, usage: Usage) -> None:
-        """See `AnswerSink`."""
-        self._sink.finish(reason, usage)
 
-
-class WholeCompletion:
+class WholeCompletion(CollectingSink):
     """A sink that collects streamed completions and gives them on as one."""
 
     def __init__(self, sink: AnswerSink) -> None:
         self._sink = sink
         self._choices: dict[int, dict[str, Any]] = {}
-
-    @property
-    def congested(self) -> bool:
-        """Never: what is collected is bounded by the model's context."""
-        return False
-
-    async def drain(self) -> None:
-        """Nothing to wait for."""
 
     def text(self, delta: str) -> None:
         """Collect text of choice 0."""

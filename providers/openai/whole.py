@@ -19,6 +19,7 @@ from providers.openai.stream import (
     read_reason,
     read_usage,
 )
+from providers.sinks import CollectingSink
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
@@ -63,7 +64,7 @@ def _whole_choice(choice: Mapping[str, Any]) -> dict[str, Any]:
     return {"index": index, **kept, "finish_reason": _ended(choice).text if index else None}
 
 
-class WholeAnswer:
+class WholeAnswer(CollectingSink):
     """A sink that collects a streamed answer and gives it on as one, for engines that only stream.
 
     Plain text goes on as text, all else as one array of choices with ``message``.
@@ -73,14 +74,6 @@ class WholeAnswer:
         self._sink = sink
         self._texts: list[str] = []
         self._choices: dict[int, _Collected] = {}
-
-    @property
-    def congested(self) -> bool:
-        """Never: what is collected is bounded by the model's context."""
-        return False
-
-    async def drain(self) -> None:
-        """Nothing to wait for."""
 
     def text(self, delta: str) -> None:
         """Collect text of choice 0."""

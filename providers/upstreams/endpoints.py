@@ -32,7 +32,8 @@ def split_endpoint(endpoint: str) -> tuple[str, str]:
         raise ConfigError(f"--endpoint {endpoint}: a socket is named as unix:/path/to/socket")
     parts = _split_url(endpoint)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ConfigError("the engine needs --endpoint http://HOST:PORT, https://… or unix:/PATH")
+        what = f"--endpoint {endpoint}: expected" if endpoint else "the engine needs --endpoint"
+        raise ConfigError(f"{what} http://HOST:PORT, https://… or unix:/PATH")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ConfigError("--endpoint takes no user, password or query; the key goes into a file")
     return f"{parts.scheme}://{parts.netloc}", parts.path.rstrip("/") or "/v1"

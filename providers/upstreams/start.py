@@ -60,6 +60,6 @@ def _sentence(endpoint: str, reason: str, seconds: float, *, lasting: bool) -> s
     if lasting:
         return f"{endpoint} cannot be used: {reason}"
     return (
-        f"{endpoint} does not answer ({reason}), also after {seconds:g} s: is --endpoint right and "
-        "the server running? For one that starts slowly: --engine-args '--start-seconds 600'"
+        f"{endpoint} does not answer ({reason}), also after {seconds:g} s: is it the right address,"
+        " and the server running? (--start-seconds among the engine's arguments waits longer)"
     )

@@ -20,7 +20,6 @@ _NAMES: Final = {
     b"prefix_cache_hits_total": "prefix_hits",
     b"time_to_first_token_seconds_sum": "first_token_seconds",
     b"time_to_first_token_seconds_count": "first_tokens",
-    b"num_preemptions_total": "preemptions",
 }
 _SAMPLE: Final = re.compile(
     rb"^vllm:(" + b"|".join(_NAMES) + rb")(?:\{[^\n]*\})? ([0-9.eE+-]{1,32})(?: \d{1,20})?\r?$",
@@ -44,7 +43,6 @@ class Reading:
     prefix_hits: float = 0.0
     first_token_seconds: float = 0.0
     first_tokens: float = 0.0
-    preemptions: float = 0.0
 
 
 def read_metrics(text: bytes) -> Reading:

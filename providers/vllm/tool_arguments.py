@@ -17,6 +17,7 @@ from aimo_node.domain.ids import FinishReason
 from aimo_node.errors import EngineFailed
 from aimo_node.ports.engine import AnswerSink
 from providers.answers import NOT_JSON
+from providers.sinks import PassingSink
 
 ARGUMENTS_CHARACTERS_MAX: Final = 1 << 20
 CALLS_MAX: Final = 256
@@ -27,27 +28,14 @@ _decode_choices: Final = msgspec.json.Decoder(list[dict[str, Any]]).decode
 _encode: Final = msgspec.json.Encoder().encode
 
 
-class CheckedToolCalls:
+class CheckedToolCalls(PassingSink):
     """A sink in front of a request's own, for requests that offer tools. Used by one task."""
 
     def __init__(self, sink: AnswerSink) -> None:
-        self._sink = sink
+        super().__init__(sink)
         self._calls: dict[tuple[int, int], list[str]] = {}
         self._characters = 0
         self._whole = False
-
-    @property
-    def congested(self) -> bool:
-        """As the sink behind."""
-        return self._sink.congested
-
-    async def drain(self) -> None:
-        """As the sink behind."""
-        await self._sink.drain()
-
-    def text(self, delta: str) -> None:
-        """Pass it on."""
-        self._sink.text(delta)
 
     def json(self, choices: bytes) -> None:
         """Note the arguments in it and pass it on.

@@ -26,6 +26,7 @@ from providers.engines import llama
 from providers.http.unix_client import UnixUpstream
 from providers.http.upstream import ask_once
 from providers.registry import create_engine
+from tests.integration.llama_parts import command_line
 
 
 def messages(text: str) -> list[dict[str, Any]]:
@@ -202,8 +203,7 @@ class LlamaHarness(EngineHarness):
         return [
             child
             for child in psutil.Process().children()
-            if child.status() != psutil.STATUS_ZOMBIE
-            and str(self.folder) in " ".join(child.cmdline())
+            if str(self.folder) in " ".join(command_line(child))
         ]
 
     async def generating(self) -> int:

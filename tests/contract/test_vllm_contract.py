@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import tempfile
+from abc import abstractmethod
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -44,8 +45,9 @@ class VllmHarness(EngineHarness):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    @abstractmethod
     def settings(self) -> EngineSettings:
-        raise NotImplementedError
+        """Of the stand-in, or of the real one."""
 
     def create(self) -> Engine:
         engine = create_engine("vllm", self.settings())

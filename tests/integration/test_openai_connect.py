@@ -116,7 +116,7 @@ async def test_start_gives_up_in_the_time_the_owner_sets(tmp_path, free_port):
     assert trio.current_time() - began < 5
     assert told == [f"waiting for {endpoint} (connection refused), 1 s left"]
     assert str(caught.value).startswith(
-        f"{endpoint} does not answer (connection refused), also after 1.2 s: is --endpoint right"
+        f"{endpoint} does not answer (connection refused), also after 1.2 s: is it the right"
     )
 
 

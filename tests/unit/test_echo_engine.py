@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
+import trio.lowlevel
 import trio.testing
 
 from aimo_node.domain.answer import Usage
@@ -49,6 +50,25 @@ async def test_answer_repeats_the_last_user_message_and_counts_on(tmp_path):
     assert sink.parts[:-1] == ["one ", "two ", "three ", "w0 ", "w1 ", "w2 "]
     assert sink.end.reason is FinishReason.STOP
     assert sink.end.usage == Usage(prompt_tokens=3, completion_tokens=6)
+
+
+@pytest.mark.parametrize("delay_ms", [0, 10, 60_000], ids=["flat out", "paced", "before a token"])
+async def test_cancelled_answer_is_generated_no_longer(tmp_path, delay_ms):
+    """By the engine's own running count, and by what still comes."""
+    async with running(tmp_path, "--tokens", str(TOKENS_MAX)) as engine:
+        sink = RecordingSink()
+        async with trio.open_nursery() as nursery:
+            asked = request(aimo={"delay_ms": delay_ms})
+            nursery.start_soon(engine.stream, asked, sink)
+            while not engine.load().running or (delay_ms < 1000 and not sink.parts):
+                await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+        assert engine.load().running == 0
+        written = len(sink.parts)
+        with trio.move_on_after(0.25):
+            await trio.sleep_forever()
+        assert len(sink.parts) == written
+        assert sink.end is None
 
 
 async def test_max_tokens_sets_the_length_and_the_reason(tmp_path):

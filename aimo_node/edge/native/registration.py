@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from msgspec import Struct, field
+from msgspec.structs import asdict
 
 from aimo_node.dispatch.registration import EndpointRegistry, NewEndpoint, RegisteredEndpoint
 from aimo_node.edge.json_body import check
@@ -53,18 +54,7 @@ class RegistrationDesk:
             raise InvalidRequest(
                 "endpoint must be a URL such as http://127.0.0.1:8001/v1", param="endpoint"
             )
-        added = await self._endpoints.register(
-            NewEndpoint(
-                endpoint=wanted.endpoint,
-                engine=wanted.engine,
-                label=wanted.label,
-                api_key=wanted.api_key,
-                model=wanted.model,
-                models=wanted.models,
-                served_name=wanted.served_name,
-                requests_max=wanted.requests_max,
-            )
-        )
+        added = await self._endpoints.register(NewEndpoint(**asdict(wanted)))
         return CREATED if added.state == "running" else ACCEPTED, _view(added)
 
     def registered(self, scope: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 
 import pytest
@@ -100,6 +100,16 @@ def service() -> ProviderService:
     return ProviderService(OWN, NodeMetrics().provider)
 
 
+@asynccontextmanager
+async def serving(made: ProviderService) -> AsyncIterator[trio.Nursery]:
+    """A service that runs, all its engines started or given up."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(made.run)
+        await made.wait_settled()
+        yield nursery
+        nursery.cancel_scope.cancel()
+
+
 def plan(label: str, engine: FakeEngine, **more: object) -> EnginePlan:
     return EnginePlan(label, "fake", lambda: engine, **more)  # type: ignore[arg-type]
 
@@ -118,9 +128,7 @@ async def test_each_model_is_answered_by_its_engine() -> None:
     one, two = FakeEngine("one", answer=("1",)), FakeEngine("two", answer=("2",))
     made.add(plan("a", one))
     made.add(plan("b", two))
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(made.run)
-        await made.wait_settled()
+    async with serving(made):
         for model, answer in (("one", "1"), ("two", "2")):
             incoming = Incoming(model)
             await made.handle(incoming)
@@ -132,7 +140,6 @@ async def test_each_model_is_answered_by_its_engine() -> None:
         assert [model.name for model in offer.models] == ["one", "two"]
         assert [engine.label for engine in offer.engines] == ["a", "b"]
         assert (offer.kinds, offer.requests_max, offer.state) == ("fake", 8, EngineState.RUNNING)
-        nursery.cancel_scope.cancel()
 
 
 async def test_one_engine_lost_leaves_the_other() -> None:
@@ -140,9 +147,7 @@ async def test_one_engine_lost_leaves_the_other() -> None:
     one, two = FakeEngine("one"), FakeEngine("two")
     made.add(plan("a", one))
     made.add(plan("b", two))
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(made.run)
-        await made.wait_settled()
+    async with serving(made):
         one.crash()
         assert [model.name for model in made.offer().models] == ["two"]
         assert [engine.state for engine in made.offer().engines] == [
@@ -159,16 +164,13 @@ async def test_one_engine_lost_leaves_the_other() -> None:
             await made.handle(Incoming("one"))
         one.revive()
         await made.handle(Incoming("one"))
-        nursery.cancel_scope.cancel()
 
 
 async def test_nobody_but_the_owner_learns_of_an_owner_only_engine() -> None:
     made = service()
     made.add(plan("a", FakeEngine("public")))
     made.add(plan("b", Private("secret")))
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(made.run)
-        await made.wait_settled()
+    async with serving(made):
         assert [model.name for model in made.offer().models] == ["public"]
         assert [engine.label for engine in made.offer().engines] == ["a"]
         assert len(made.offer(to_owner=True).models) == 2
@@ -177,7 +179,6 @@ async def test_nobody_but_the_owner_learns_of_an_owner_only_engine() -> None:
         incoming = Incoming("secret", OWN)
         await made.handle(incoming)
         assert incoming.answer == "".join(FAKE_ANSWER)
-        nursery.cancel_scope.cancel()
 
 
 async def test_the_provider_ends_when_its_only_engine_cannot_start() -> None:
@@ -193,15 +194,12 @@ async def test_an_engine_that_cannot_start_leaves_others_alone(autojump_clock: o
     Broken.failures = 2
     made.add(plan("a", Broken("one")))
     made.add(plan("b", FakeEngine("two")))
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(made.run)
-        await made.wait_settled()
+    async with serving(made):
         assert [engine.state for engine in made.engines] == [EngineState.ERROR, EngineState.RUNNING]
         assert made.engines[0].detail == "out of GPU memory"
         await made.handle(Incoming("two"))
         await trio.sleep(RETRY_SECONDS * 3 + 1)
         assert made.engines[0].state is EngineState.RUNNING, "tried again with growing pauses"
-        nursery.cancel_scope.cancel()
 
 
 async def test_its_owner_has_a_lost_engine_tried_again_at_once(autojump_clock: object) -> None:
@@ -209,22 +207,17 @@ async def test_its_owner_has_a_lost_engine_tried_again_at_once(autojump_clock: o
     Broken.failures = 1
     made.add(plan("a", Broken("one")))
     made.add(plan("b", FakeEngine("two")))
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(made.run)
-        await made.wait_settled()
+    async with serving(made):
         started = trio.current_time()
         await made.engines[0].load_now()
         assert trio.current_time() == started
-        nursery.cancel_scope.cancel()
 
 
 async def test_the_queue_tells_its_positions(autojump_clock: object) -> None:
     made = service()
     engine = FakeEngine("one", requests_max=1)
     made.add(plan("a", engine, waiting_max=1))
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(made.run)
-        await made.wait_settled()
+    async with serving(made) as nursery:
         engine.hold()
         first, second = Incoming("one"), Incoming("one")
         nursery.start_soon(made.handle, first)
@@ -244,7 +237,6 @@ async def test_the_queue_tells_its_positions(autojump_clock: object) -> None:
         engine.release()
         await trio.testing.wait_all_tasks_blocked()
         assert first.answer == second.answer == "".join(FAKE_ANSWER)
-        nursery.cancel_scope.cancel()
 
 
 async def test_limits_are_those_of_the_engine() -> None:
@@ -252,15 +244,12 @@ async def test_limits_are_those_of_the_engine() -> None:
     engine = FakeEngine("one")
     limits = OwnerLimits(tokens_max=3, media_domains=frozenset({"good.example"}))
     made.add(plan("a", engine, limits=limits))
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(made.run)
-        await made.wait_settled()
+    async with serving(made):
         await made.handle(Incoming("one", max_tokens=100))
         assert engine.requests[-1].body["max_tokens"] == 3
         part = {"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}}
         with pytest.raises(InvalidRequest, match="does not fetch remote media"):
             await made.handle(Incoming("one", messages=[{"role": "user", "content": [part]}]))
-        nursery.cancel_scope.cancel()
 
 
 async def test_engines_come_and_go_while_it_runs(autojump_clock: object) -> None:
@@ -310,9 +299,7 @@ async def test_of_two_with_the_same_model_the_first_that_has_it_loaded_answers(
         made.add(
             EnginePlan(label, "fake", lambda own=label: FakeEngine("m", answer=(own,)), 3_600.0)
         )
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(made.run)
-        await made.wait_settled()
+    async with serving(made):
 
         async def answered_by() -> str:
             incoming = Incoming("m")
@@ -325,7 +312,6 @@ async def test_of_two_with_the_same_model_the_first_that_has_it_loaded_answers(
         assert await answered_by() == "b"
         await made.engines[1].unload_now()
         assert await answered_by() == "a", "it is loaded"
-        nursery.cancel_scope.cancel()
 
 
 class Slow(FakeEngine):
@@ -383,25 +369,20 @@ async def test_what_its_owner_unloads_is_not_tried_again(autojump_clock: object)
     Broken.failures = 1
     made.add(plan("a", Broken("one")))
     made.add(plan("b", FakeEngine("two")))
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(made.run)
-        await made.wait_settled()
+    async with serving(made):
         await made.engines[0].unload_now()
         assert made.engines[0].state is EngineState.STOPPED
         await trio.sleep(10_000)
         assert made.engines[0].state is EngineState.STOPPED
         await made.engines[0].load_now()
         assert made.engines[0].state is EngineState.RUNNING
-        nursery.cancel_scope.cancel()
 
 
 async def test_a_deadline_in_the_queue_frees_the_ticket(autojump_clock: object) -> None:
     made = service()
     engine = FakeEngine("one", requests_max=1)
     made.add(plan("a", engine, waiting_max=1))
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(made.run)
-        await made.wait_settled()
+    async with serving(made) as nursery:
         engine.hold()
         nursery.start_soon(made.handle, Incoming("one"))
         await trio.testing.wait_all_tasks_blocked()
@@ -410,7 +391,6 @@ async def test_a_deadline_in_the_queue_frees_the_ticket(autojump_clock: object) 
         with pytest.raises(RequestTimeout):
             await made.handle(hurried)
         assert (made.load().running, made.load().waiting, made.running) == (1, 0, 1)
-        nursery.cancel_scope.cancel()
 
 
 async def test_the_last_of_several_that_fails_ends_the_provider(autojump_clock: object) -> None:
@@ -447,9 +427,7 @@ async def test_who_only_waits_is_sent_elsewhere_when_the_provider_drains(
             await made.handle(Incoming(model))
         refused.append(caught.value)
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(made.run)
-        await made.wait_settled()
+    async with serving(made) as nursery:
         busy.hold()
         await trio.sleep(11)
         running = Incoming("one")
@@ -466,4 +444,3 @@ async def test_who_only_waits_is_sent_elsewhere_when_the_provider_drains(
         busy.release()
         await made.wait_idle()
         assert running.answer
-        nursery.cancel_scope.cancel()

@@ -79,15 +79,6 @@ def test_log_is_bounded_and_private(tmp_path):
     assert (tmp_path / "x.log").stat().st_mode & 0o077 == 0
 
 
-def test_log_tail_holds_the_last_lines_of_this_run(tmp_path):
-    log = BoundedLog(tmp_path / "x.log")
-    log.write(b"old\n")
-    log.begin("new run")
-    log.write(b"one\n\ntwo\n")
-    assert log.tail() == ["one", "two"]
-    log.close()
-
-
 def test_stale_socket_is_removed_and_a_live_one_respected(tmp_path, monkeypatch):
     monkeypatch.setattr(socket_folder, "SOCKET_PATH_BYTES_MAX", 107)
     path = Path(os.path.relpath(tmp_path)) / "e.sock"  # keeps it short enough to bind

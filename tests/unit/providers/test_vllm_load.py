@@ -22,7 +22,7 @@ vllm:time_to_first_token_seconds_sum{engine="0",model_name="tiny"} 2.5
 
 
 def test_numbers_are_read_by_their_exact_names():
-    assert read_metrics(METRICS) == Reading(3.0, 2.0, 0.25, 100.0, 40.0, 2.5, 10.0, 1.0)
+    assert read_metrics(METRICS) == Reading(3.0, 2.0, 0.25, 100.0, 40.0, 2.5, 10.0)
 
 
 def test_several_engines_are_added_up_and_their_caches_averaged():
