@@ -24,9 +24,9 @@ import trio
 
 from aimo_node.domain.ids import PeerId, Role
 from aimo_node.domain.join import peer_of_address
-from aimo_node.mesh.circuit import Circuits, relays_in
-from aimo_node.mesh.circuit_quotas import CircuitLimits
-from aimo_node.mesh.circuit_relay import CircuitRelay
+from aimo_node.mesh.circuits.client import Circuits, relays_in
+from aimo_node.mesh.circuits.hops import CircuitRelay
+from aimo_node.mesh.circuits.quotas import CircuitLimits
 from aimo_node.mesh.host import HostLimits, MeshHost
 from aimo_node.mesh.identity import load_identity
 from aimo_node.mesh.link_stream import LinkStream

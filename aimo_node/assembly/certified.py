@@ -19,12 +19,12 @@ from aimo_node.config.settings import Settings
 from aimo_node.domain.ids import PeerId, Role
 from aimo_node.domain.join import JoinTarget, format_join, peer_of_address
 from aimo_node.errors import ConfigError, RemoteProtocolError
-from aimo_node.mesh.authority import Authority
-from aimo_node.mesh.credential import CERTIFICATE_FILE, Credential, read_kept
-from aimo_node.mesh.enrolment import Enrolment, Home
 from aimo_node.mesh.host import MeshHost
 from aimo_node.mesh.identity import KeyPair, load_identity, verifier
-from aimo_node.mesh.members import MEMBERS_PROTOCOL, Members
+from aimo_node.mesh.membership.authority import Authority
+from aimo_node.mesh.membership.credential import CERTIFICATE_FILE, Credential, read_kept
+from aimo_node.mesh.membership.enrolment import Enrolment, Home
+from aimo_node.mesh.membership.members import MEMBERS_PROTOCOL, Members
 from aimo_node.mesh.network import MeshNetwork
 from aimo_node.protocol.certificates import CertificateBody, Signed, open_invite
 from aimo_node.store.members import SqliteMemberStore

@@ -9,8 +9,8 @@ from aimo_node.assembly.control_socket import Command
 from aimo_node.domain.ids import PeerId, Role, is_peer_id
 from aimo_node.domain.membership import Member
 from aimo_node.errors import ConfigError
-from aimo_node.mesh.authority import Authority
-from aimo_node.mesh.members import Members
+from aimo_node.mesh.membership.authority import Authority
+from aimo_node.mesh.membership.members import Members
 
 _ROLES = {role.names[0]: role for role in (Role.RELAY, Role.PROVIDER, Role.EDGE)}
 

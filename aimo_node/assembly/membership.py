@@ -16,8 +16,8 @@ from aimo_node.domain.join import JoinTarget, format_join, peer_of_address
 from aimo_node.errors import ConfigError
 from aimo_node.mesh.host import MeshHost
 from aimo_node.mesh.identity import KeyPair
+from aimo_node.mesh.membership.secret import load_or_make_secret, read_secret
 from aimo_node.mesh.network import MeshNetwork
-from aimo_node.mesh.secret import load_or_make_secret, read_secret
 from aimo_node.protocol.handshake import Admission, Doorkeeper
 
 SECRET_FILE: Final = "mesh.secret"  # noqa: S105 (a file name)

@@ -24,17 +24,17 @@ from aimo_node.domain.join import parse_join
 from aimo_node.domain.models import Health
 from aimo_node.domain.ready import ReadyLine
 from aimo_node.errors import NetworkError
-from aimo_node.mesh.announcer import Announcer
-from aimo_node.mesh.circuit import RESERVATIONS_MAX, Circuits
-from aimo_node.mesh.circuit_quotas import CircuitLimits
-from aimo_node.mesh.circuit_relay import CircuitRelay
-from aimo_node.mesh.discovery import Discovery
+from aimo_node.mesh.circuits.client import RESERVATIONS_MAX, Circuits
+from aimo_node.mesh.circuits.hops import CircuitRelay
+from aimo_node.mesh.circuits.paths import Paths
+from aimo_node.mesh.circuits.quotas import CircuitLimits
+from aimo_node.mesh.directory.announcer import Announcer
+from aimo_node.mesh.directory.discovery import Discovery
+from aimo_node.mesh.directory.relay import RelayDirectory
 from aimo_node.mesh.host import HostLimits, MeshHost
 from aimo_node.mesh.identity import load_identity
 from aimo_node.mesh.joiner import Joiner
 from aimo_node.mesh.network import MeshNetwork
-from aimo_node.mesh.paths import Paths
-from aimo_node.mesh.relay import RelayDirectory
 from aimo_node.protocol import limits
 from aimo_node.routing.table import RoutingTable
 from aimo_node.telemetry.metrics import NodeMetrics
@@ -242,7 +242,7 @@ class Node:
         nursery.start_soon(self._relay.run)
         if self._roles == Role.RELAY:
             # gossip is for relays among themselves; a laptop that is everything has no others
-            from aimo_node.mesh.relay_exchange import RelayExchange  # noqa: PLC0415 (20 MB)
+            from aimo_node.mesh.directory.exchange import RelayExchange  # noqa: PLC0415 (20 MB)
 
             exchange = RelayExchange(self._identity, self._host, self._network, self._relay)
             nursery.start_soon(exchange.run)

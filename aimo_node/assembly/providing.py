@@ -24,7 +24,7 @@ from aimo_node.dispatch.quota import Quota
 from aimo_node.dispatch.serving import ProviderService
 from aimo_node.domain.ids import PeerId, Role
 from aimo_node.domain.models import Descriptor, EngineState, Health, Status
-from aimo_node.mesh.announcer import Announcer, Voice
+from aimo_node.mesh.directory.announcer import Announcer, Voice
 from aimo_node.mesh.identity import KeyPair
 from aimo_node.mesh.network import MeshNetwork
 from aimo_node.routing.table import RoutingTable

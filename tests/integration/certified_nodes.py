@@ -12,12 +12,12 @@ import trio
 
 from aimo_node.domain.ids import PeerId, Role
 from aimo_node.domain.membership import CERTIFICATE_MS, Certificate
-from aimo_node.mesh.authority import Authority
-from aimo_node.mesh.credential import Credential
-from aimo_node.mesh.enrolment import Enrolment, Home
 from aimo_node.mesh.host import HostLimits, MeshHost
 from aimo_node.mesh.identity import KeyPair, sign
-from aimo_node.mesh.members import MEMBERS_PROTOCOL, Members
+from aimo_node.mesh.membership.authority import Authority
+from aimo_node.mesh.membership.credential import Credential
+from aimo_node.mesh.membership.enrolment import Enrolment, Home
+from aimo_node.mesh.membership.members import MEMBERS_PROTOCOL, Members
 from aimo_node.mesh.network import MeshNetwork
 from aimo_node.mesh.observer import IdleObserver
 from aimo_node.ports.peer_network import IncomingRequest

@@ -7,13 +7,13 @@ import trio
 
 from aimo_node.domain.answer import Finish, Usage
 from aimo_node.domain.ids import Endpoint, FinishReason, PeerId, RequestId, Role
-from aimo_node.mesh.circuit import Circuits
-from aimo_node.mesh.circuit_quotas import CircuitLimits
-from aimo_node.mesh.circuit_relay import CircuitRelay
+from aimo_node.mesh.circuits.client import Circuits
+from aimo_node.mesh.circuits.hops import CircuitRelay
+from aimo_node.mesh.circuits.paths import Paths
+from aimo_node.mesh.circuits.quotas import CircuitLimits
 from aimo_node.mesh.host import HostLimits, MeshHost
 from aimo_node.mesh.identity import KeyPair
 from aimo_node.mesh.network import MeshNetwork
-from aimo_node.mesh.paths import Paths
 from aimo_node.ports.peer_network import IncomingRequest, OutgoingRequest
 from aimo_node.protocol.handshake import Admission
 

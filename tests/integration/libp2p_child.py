@@ -122,7 +122,7 @@ async def _question(host, address: str) -> None:
 
 async def _run_gossip(host, options: dict) -> None:
     from aimo_node.errors import AimoError
-    from aimo_node.mesh.gossip import Gossip
+    from aimo_node.mesh.directory.gossip import Gossip
 
     refused = set(options.get("refused", ()))
     topic = options["topic"]

@@ -25,10 +25,10 @@ from aimo_node.errors import (
     NetworkError,
     PermissionDenied,
 )
-from aimo_node.mesh.authority import Authority
-from aimo_node.mesh.enrolment import Enrolment, Home
 from aimo_node.mesh.identity import KeyPair, sign
-from aimo_node.mesh.members import ask
+from aimo_node.mesh.membership.authority import Authority
+from aimo_node.mesh.membership.enrolment import Enrolment, Home
+from aimo_node.mesh.membership.members import ask
 from aimo_node.ports.peer_network import OutgoingRequest
 from aimo_node.protocol import frames
 from aimo_node.protocol.certificates import seal_bans, seal_certificate
@@ -358,7 +358,7 @@ async def test_a_certificate_is_renewed_when_half_of_it_is_over(
         looked += 1
         return mesh.clock.ms
 
-    monkeypatch.setattr("aimo_node.mesh.enrolment.RENEW_SECONDS", 0.01)
+    monkeypatch.setattr("aimo_node.mesh.membership.enrolment.RENEW_SECONDS", 0.01)
     node = mesh.node("a", Role.EDGE)
     async with node.running():
         at = {mesh.relay.peer: mesh.relay.host.addresses()}

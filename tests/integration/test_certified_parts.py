@@ -23,10 +23,10 @@ from aimo_node.domain.ids import Role
 from aimo_node.domain.join import parse_join
 from aimo_node.domain.ready import ReadyLine
 from aimo_node.errors import ConfigError, NetworkError
-from aimo_node.mesh.enrolment import Enrolment, Home
-from aimo_node.mesh.gossip import Gossip
-from aimo_node.mesh.relay import RelayDirectory
-from aimo_node.mesh.relay_exchange import TOPIC, RelayExchange
+from aimo_node.mesh.directory.exchange import TOPIC, RelayExchange
+from aimo_node.mesh.directory.gossip import Gossip
+from aimo_node.mesh.directory.relay import RelayDirectory
+from aimo_node.mesh.membership.enrolment import Enrolment, Home
 from tests.integration.certified_nodes import Mesh, Node
 
 LISTEN = ("/ip4/127.0.0.1/tcp/0",)

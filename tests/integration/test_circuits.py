@@ -8,9 +8,9 @@ import trio
 
 from aimo_node.domain.ids import Role
 from aimo_node.errors import NetworkError, PermissionDenied
-from aimo_node.mesh import circuit, circuit_quotas, circuit_relay
-from aimo_node.mesh.circuit_quotas import CircuitLimits
-from aimo_node.mesh.circuit_relay import CircuitRelay
+from aimo_node.mesh.circuits import client, hops, quotas
+from aimo_node.mesh.circuits.hops import CircuitRelay
+from aimo_node.mesh.circuits.quotas import CircuitLimits
 from aimo_node.mesh.fixes import circuit_messages
 from aimo_node.mesh.fixes.circuit_messages import HOP_PROTOCOL, STOP_PROTOCOL
 from aimo_node.mesh.fixes.library import (
@@ -162,14 +162,14 @@ async def test_the_far_end_has_to_be_who_was_dialled():
             await circuit_messages_original(stream)
             return provider.peer
 
-        circuit_messages_original = circuit_relay.read_wish
+        circuit_messages_original = hops.read_wish
         relay.relay.book.reserve(other, trio.current_time())
         async with parties() as start:
             victim = await start("victim", Role.PROVIDER, relays=[relay])
             await victim.join(relay)
             await victim.reserved(relay)
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(circuit_relay, "read_wish", connect_to_provider)
+                patch.setattr(hops, "read_wish", connect_to_provider)
                 with pytest.raises(NetworkError, match=r"mismatch|another|failed"):
                     await edge.circuits.dial(victim.peer, relay.peer, [])
 
@@ -338,9 +338,9 @@ async def test_a_reservation_moves_when_its_relay_dies():
 
 
 async def test_reservations_are_renewed(monkeypatch):
-    monkeypatch.setattr(circuit_quotas, "RESERVATION_SECONDS", 1.0)
-    monkeypatch.setattr(circuit, "RENEW_SECONDS_MIN", 0.05)
-    monkeypatch.setattr(circuit, "RENEW_SECONDS_MAX", 0.1)
+    monkeypatch.setattr(quotas, "RESERVATION_SECONDS", 1.0)
+    monkeypatch.setattr(client, "RENEW_SECONDS_MIN", 0.05)
+    monkeypatch.setattr(client, "RENEW_SECONDS_MAX", 0.1)
     async with triangle() as (relay, provider, _):
         expiries = set()
 

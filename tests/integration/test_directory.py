@@ -17,7 +17,7 @@ import trio
 from aimo_node.domain.ids import Endpoint, ModelName, PeerId, Role
 from aimo_node.domain.join import parse_join, peer_of_address
 from aimo_node.domain.models import Descriptor, EngineState, Health, Load, ModelInfo, Status
-from aimo_node.mesh.announcer import Announcer, Voice
+from aimo_node.mesh.directory.announcer import Announcer, Voice
 from aimo_node.mesh.host import HostLimits, MeshHost
 from aimo_node.mesh.identity import KeyPair, sign
 from aimo_node.mesh.joiner import Joiner

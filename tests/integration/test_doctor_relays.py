@@ -12,7 +12,7 @@ from aimo_node.assembly.doctor.finding import Layer, Verdict
 from aimo_node.assembly.doctor.nat import Views, judge_views
 from aimo_node.config.settings import MeshSettings
 from aimo_node.mesh.identity import KeyPair
-from aimo_node.mesh.meeting import Sighting
+from aimo_node.mesh.probes.meeting import Sighting
 from tests.integration.doctor_cases import (
     LOOPBACK,
     SECRET,
@@ -205,7 +205,7 @@ def test_without_relays_nobody_knows_the_nat() -> None:
 
 async def test_two_relays_see_the_same_local_port(tmp_path) -> None:
     """Else their views could not be compared, and every NAT would look symmetric."""
-    from aimo_node.mesh.probing import meet_relays
+    from aimo_node.mesh.probes.probing import meet_relays
     from aimo_node.protocol.handshake import Admission
 
     identity = KeyPair.from_seed(b"d" * 32)

@@ -3,8 +3,8 @@
 import pytest
 import trio
 
+from aimo_node.mesh.directory.gossip import Gossip
 from aimo_node.mesh.fixes.pubsub_library import ID, RPC, Message
-from aimo_node.mesh.gossip import Gossip
 from aimo_node.mesh.host import HostLimits, MeshHost
 from aimo_node.mesh.identity import KeyPair, sign
 from tests.integration.libp2p_child import eventually

@@ -19,8 +19,8 @@ from aimo_node.assembly.membership import SECRET_FILE, mesh_secret
 from aimo_node.domain.ids import Role
 from aimo_node.errors import ConfigError
 from aimo_node.mesh.identity import KeyPair
-from aimo_node.mesh.meeting import Meeting, Outcome
-from aimo_node.mesh.secret import read_secret
+from aimo_node.mesh.membership.secret import read_secret
+from aimo_node.mesh.probes.meeting import Meeting, Outcome
 from aimo_node.protocol import limits
 from aimo_node.protocol.handshake import Admission
 
@@ -98,7 +98,7 @@ class Met:
 
 
 async def _meet(case: Case) -> Met:
-    from aimo_node.mesh.probing import meet_relays  # noqa: PLC0415 (loads libp2p)
+    from aimo_node.mesh.probes.probing import meet_relays  # noqa: PLC0415 (loads libp2p)
 
     answering = {reply.peer for reply in case.seen(REACH) if reply.answer is Answer.LIBP2P}
     places = case.seen(DNS)

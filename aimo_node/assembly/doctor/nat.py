@@ -15,7 +15,7 @@ from aimo_node.assembly.doctor.admission import MEMBERSHIP
 from aimo_node.assembly.doctor.check import Case, Check
 from aimo_node.assembly.doctor.finding import Finding, Layer, ok, skipped, warning
 from aimo_node.assembly.doctor.names import DNS
-from aimo_node.mesh.meeting import Sighting
+from aimo_node.mesh.probes.meeting import Sighting
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Which addresses lead through a relay, and through which."""
 
 from aimo_node.domain.ids import PeerId
-from aimo_node.mesh.circuit import is_circuit, relays_in
+from aimo_node.mesh.circuits.client import is_circuit, relays_in
 
 PEER = PeerId("12D3KooWHSTewn5Y86PxNNnHkZRgBXpBHgPM1imU49neZ5Ba9wa4")
 RELAY = PeerId("12D3KooWPGreadLx9nfqoQArVVMG95SG2CpQvbJGqipMVTNNu1zk")

@@ -3,7 +3,7 @@
 import pytest
 
 from aimo_node.domain.ids import PeerId
-from aimo_node.mesh.circuit_quotas import RESERVATION_SECONDS, CircuitBook, CircuitLimits, Rate
+from aimo_node.mesh.circuits.quotas import RESERVATION_SECONDS, CircuitBook, CircuitLimits, Rate
 
 A, B, C = PeerId("a"), PeerId("b"), PeerId("c")
 

@@ -37,7 +37,7 @@ def run_fresh(program: str) -> str:
 def test_the_host_does_not_load_what_it_does_not_use():
     loaded = json.loads(
         run_fresh(
-            "import json, sys, aimo_node.mesh.host, aimo_node.mesh.gossip;"
+            "import json, sys, aimo_node.mesh.host, aimo_node.mesh.directory.gossip;"
             "print(json.dumps([name.split('.')[0] for name in sys.modules]))"
         )
     )

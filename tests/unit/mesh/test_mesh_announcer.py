@@ -20,12 +20,12 @@ from aimo_node.domain.models import (
     ModelInfo,
     Status,
 )
-from aimo_node.mesh.announcer import LOOK_SECONDS, SAYINGS_MAX, Announcer, Voice
+from aimo_node.mesh.directory.announcer import LOOK_SECONDS, SAYINGS_MAX, Announcer, Voice
+from aimo_node.mesh.directory.relay import ANNOUNCEMENTS_PER_SECOND
 from aimo_node.mesh.identity import KeyPair
 from aimo_node.mesh.link import Link
 from aimo_node.mesh.network import MeshNetwork
 from aimo_node.mesh.observer import IdleObserver
-from aimo_node.mesh.relay import ANNOUNCEMENTS_PER_SECOND
 from aimo_node.protocol import frames, limits
 from aimo_node.protocol.descriptors import read_descriptor
 from aimo_node.protocol.session import Announcement

@@ -11,12 +11,16 @@ from trio.testing import wait_all_tasks_blocked
 
 from aimo_node.domain.ids import ModelName, PeerId, Role
 from aimo_node.domain.models import Descriptor, EngineState, Health, Load, ModelInfo, Status
-from aimo_node.mesh import discovery as discovery_module
-from aimo_node.mesh import relay as relay_module
-from aimo_node.mesh.discovery import Discovery
+from aimo_node.mesh.directory import discovery as discovery_module
+from aimo_node.mesh.directory import relay as relay_module
+from aimo_node.mesh.directory.discovery import Discovery
+from aimo_node.mesh.directory.relay import (
+    ANNOUNCEMENTS_MAX,
+    ANNOUNCEMENTS_PER_SECOND,
+    RelayDirectory,
+)
 from aimo_node.mesh.identity import KeyPair, sign
 from aimo_node.mesh.network import MeshNetwork
-from aimo_node.mesh.relay import ANNOUNCEMENTS_MAX, ANNOUNCEMENTS_PER_SECOND, RelayDirectory
 from aimo_node.protocol import frames, limits
 from aimo_node.protocol.descriptors import describe, heartbeat_of
 from aimo_node.protocol.signing import descriptor_bytes_to_sign

@@ -11,7 +11,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from aimo_node.domain.ids import ModelName, PeerId, Role
 from aimo_node.domain.models import Descriptor, EngineState, Health, Load, ModelInfo, Status
-from aimo_node.mesh.discovery import Discovery
+from aimo_node.mesh.directory.discovery import Discovery
 from aimo_node.mesh.identity import KeyPair, sign
 from aimo_node.mesh.network import MeshNetwork
 from aimo_node.protocol import frames

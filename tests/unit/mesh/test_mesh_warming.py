@@ -10,8 +10,8 @@ import trio
 from aimo_node.domain.ids import ModelName, PeerId, Role
 from aimo_node.domain.models import Descriptor, EngineState, Health, Load, ModelInfo, Status
 from aimo_node.errors import NetworkError
+from aimo_node.mesh.directory.warming import RETRY_SECONDS, RETRY_SECONDS_MAX, WarmLinks
 from aimo_node.mesh.network import MeshNetwork
-from aimo_node.mesh.warming import RETRY_SECONDS, RETRY_SECONDS_MAX, WarmLinks
 from aimo_node.protocol.handshake import Admission
 from aimo_node.routing.table import RoutingTable
 

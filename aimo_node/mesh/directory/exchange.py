@@ -11,11 +11,11 @@ import trio
 
 from aimo_node.domain.ids import PeerId, Role
 from aimo_node.errors import CodedError, ProtocolError, RemoteProtocolError
-from aimo_node.mesh.gossip import Gossip
+from aimo_node.mesh.directory.gossip import Gossip
+from aimo_node.mesh.directory.relay import RelayDirectory
 from aimo_node.mesh.host import MeshHost
 from aimo_node.mesh.identity import KeyPair, public_key_from_peer_id, sign
 from aimo_node.mesh.network import MeshNetwork
-from aimo_node.mesh.relay import RelayDirectory
 from aimo_node.protocol import codec, limits
 from aimo_node.protocol.frames import Directory, FrameType, MessageBody, MessageFrame
 from aimo_node.protocol.signing import message_bytes_to_sign

@@ -13,9 +13,9 @@ from aimo_node.domain.ids import PeerId
 from aimo_node.domain.membership import Refusal
 from aimo_node.errors import AimoError, CloseCode, ConfigError, NetworkError, RemoteProtocolError
 from aimo_node.mesh.allowance import Allowance
-from aimo_node.mesh.authority import Authority
-from aimo_node.mesh.credential import Credential
 from aimo_node.mesh.link import ByteStream, Link
+from aimo_node.mesh.membership.authority import Authority
+from aimo_node.mesh.membership.credential import Credential
 from aimo_node.mesh.network import MeshNetwork
 from aimo_node.mesh.observer import IdleObserver
 from aimo_node.protocol import members

@@ -15,7 +15,7 @@ import trio
 
 from aimo_node.domain.ids import PeerId
 from aimo_node.errors import CloseCode, NetworkError
-from aimo_node.mesh.circuit_quotas import RESERVATION_SECONDS, CircuitBook, CircuitLimits, Rate
+from aimo_node.mesh.circuits.quotas import RESERVATION_SECONDS, CircuitBook, CircuitLimits, Rate
 from aimo_node.mesh.fixes.circuit_messages import (
     HOP_PROTOCOL,
     STOP_PROTOCOL,

@@ -12,8 +12,8 @@ from aimo_node.domain.ids import PeerId
 from aimo_node.errors import CloseCode, NetworkError, RemoteProtocolError
 from aimo_node.mesh.host import HostLimits, LinkStream
 from aimo_node.mesh.identity import KeyPair
-from aimo_node.mesh.meeting import Meeting, Outcome
-from aimo_node.mesh.probe_host import ProbeHost
+from aimo_node.mesh.probes.meeting import Meeting, Outcome
+from aimo_node.mesh.probes.probe_host import ProbeHost
 from aimo_node.protocol import codec
 from aimo_node.protocol.frames import GoAway, Hello, Ping, Pong
 from aimo_node.protocol.handshake import Admission

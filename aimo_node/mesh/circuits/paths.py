@@ -10,7 +10,7 @@ import trio
 
 from aimo_node.domain.ids import PeerId
 from aimo_node.errors import NetworkError
-from aimo_node.mesh.circuit import Circuits, is_circuit, relays_in
+from aimo_node.mesh.circuits.client import Circuits, is_circuit, relays_in
 from aimo_node.mesh.fixes.direct_dial import STAGGER_SECONDS
 from aimo_node.mesh.host import MeshHost
 from aimo_node.mesh.link_stream import LinkStream

@@ -10,7 +10,7 @@ import trio
 from aimo_node.domain.ids import PeerId, Role
 from aimo_node.errors import CloseCode, RemoteProtocolError
 from aimo_node.mesh.allowance import Allowance
-from aimo_node.mesh.checking import DescriptorChecker
+from aimo_node.mesh.directory.checking import DescriptorChecker
 from aimo_node.mesh.link import Link
 from aimo_node.mesh.network import MeshNetwork
 from aimo_node.mesh.observer import IdleObserver

@@ -11,11 +11,11 @@ from aimo_node.domain.ids import PeerId, Role
 from aimo_node.domain.models import Descriptor
 from aimo_node.errors import CloseCode, RemoteProtocolError
 from aimo_node.mesh.allowance import Allowance
-from aimo_node.mesh.checking import DescriptorChecker
+from aimo_node.mesh.directory.checking import DescriptorChecker
+from aimo_node.mesh.directory.warming import WarmLinks
 from aimo_node.mesh.link import Link
 from aimo_node.mesh.network import MeshNetwork
 from aimo_node.mesh.observer import IdleObserver
-from aimo_node.mesh.warming import WarmLinks
 from aimo_node.protocol.descriptors import status_of
 from aimo_node.protocol.frames import Directory, Subscribe
 from aimo_node.protocol.session import Announcement

@@ -30,7 +30,7 @@ from aimo_node.mesh.fixes.tcp_addresses import tcp_endpoint
 from aimo_node.mesh.fixes.tcp_listening import TcpTransport
 from aimo_node.mesh.host import HostLimits, LinkStream, MeshHost
 from aimo_node.mesh.identity import KeyPair
-from aimo_node.mesh.meeting import Sighting
+from aimo_node.mesh.probes.meeting import Sighting
 
 IDENTIFY_BYTES_MAX: Final = 65_536
 _RECORD_DOMAIN: Final = "libp2p-peer-record"

@@ -13,9 +13,9 @@ import trio
 from aimo_node.domain.ids import PeerId, Role
 from aimo_node.domain.membership import Refusal, clock_problem
 from aimo_node.errors import AimoError, JoinFailed, NetworkError, RemoteProtocolError
-from aimo_node.mesh.authority import Authority
-from aimo_node.mesh.credential import Credential
-from aimo_node.mesh.members import Asker, Members, ask
+from aimo_node.mesh.membership.authority import Authority
+from aimo_node.mesh.membership.credential import Credential
+from aimo_node.mesh.membership.members import Asker, Members, ask
 from aimo_node.protocol.members import Answer, Granted, Redeem, Refused, Renew
 
 log = structlog.get_logger()
