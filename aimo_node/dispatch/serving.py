@@ -323,6 +323,9 @@ class ProviderService:
     def _check_open(self) -> None:
         if self._draining:
             raise Draining("the provider is going away")
+        self._check_not_paused()
+
+    def _check_not_paused(self) -> None:
         if self.paused:
             raise Draining(
                 "the provider is paused by its owner", retry_after_seconds=PAUSED_RETRY_SECONDS
@@ -336,6 +339,7 @@ class ProviderService:
             body = await incoming.read_body()
         if patience.cancelled_caught:
             raise RequestTimeout(f"the upload took longer than {BODY_SECONDS:.0f} s")
+        self._check_not_paused()  # meanwhile: it would load what was unloaded for the pause
         engine, model, request = self._read(incoming, body)
         may_wait = incoming.headers.get(QUEUE_HEADER) != QUEUE_NO
         place = engine.take_place(may_wait=may_wait)
