@@ -130,6 +130,10 @@ class MeshNetwork:
         """The open link to a peer."""
         return self._links.get(peer)
 
+    def living(self) -> Iterator[Link]:
+        """Every link that has not ended, also those that were replaced and still serve."""
+        return iter(list(self._living))
+
     async def connect(self, peer: PeerId) -> Link:
         """The link to a peer, dialled if there is none.
 

@@ -139,11 +139,11 @@ class Members(IdleObserver):
         log.info("bans.changed", version=bans.version, banned=len(bans.peers))
         if self._network is None:
             return
-        for link in self._network.links():
+        for link in self._network.living():
             if link.peer in bans.peers:
                 link.close(CloseCode.NotAdmitted, "the peer is banned")
-            else:
-                self._tell(link.peer)
+        for link in self._network.links():
+            self._tell(link.peer)
 
     def link_opened(self, link: Link) -> None:
         """A newcomer may have missed the latest bans."""
