@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import trio
+import trio.testing
 
 from aimo_node.domain.ids import Endpoint, RequestId, Role
+from aimo_node.mesh.membership.members import EXCHANGES_MAX
 from aimo_node.ports.peer_network import OutgoingRequest
 from tests.integration.certified_nodes import Mesh
 
@@ -42,3 +45,28 @@ async def test_a_ban_also_ends_links_that_were_replaced_and_still_serve(tmp_path
         await mesh.relay.members.tell_bans()
         with trio.fail_after(BAN_SECONDS):
             await old.closed.wait()
+
+
+async def test_a_member_that_is_too_busy_to_hear_of_a_ban_is_told_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Strangers can keep it busy, and the banned one may be among them."""
+    monkeypatch.setattr("aimo_node.mesh.membership.members.TELL_AGAIN_SECONDS", (0.1,) * 30)
+    mesh = Mesh(tmp_path)
+    edge, bad = mesh.node("edge", Role.EDGE), mesh.node("bad", Role.PROVIDER)
+    async with mesh.relay.running(), edge.running(), bad.running():
+        await mesh.relay.join(mesh.relay, b"")
+        for node in (edge, bad):
+            await node.join(mesh.relay, await mesh.invite())
+        await edge.connect(mesh.relay)
+        await edge.connect(bad)
+        link = edge.network.link(bad.peer)
+        assert link is not None
+        edge.members._exchanges["/ip4/192.0.2.1"] = EXCHANGES_MAX
+        await mesh.authority.set_ban(bad.peer, banned=True)
+        await mesh.relay.members.tell_bans()
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        assert not link.closed.is_set()
+        del edge.members._exchanges["/ip4/192.0.2.1"]
+        with trio.fail_after(BAN_SECONDS):
+            await link.closed.wait()

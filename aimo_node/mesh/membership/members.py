@@ -38,6 +38,8 @@ CHECK_SECONDS: Final = 5.0
 """How long after its certificate's end, at most, a peer may begin something new."""
 EXPIRED_SECONDS: Final = 600.0
 """What still runs on a link then may take as long as a request takes."""
+TELL_AGAIN_SECONDS: Final = (1.0, 3.0, 10.0, 30.0)
+"""After these a member is told of a ban again that did not hear it."""
 _CHUNK_BYTES: Final = 32_000
 
 
@@ -160,12 +162,28 @@ class Members(IdleObserver):
             self._nursery.start_soon(self._push, peer, self._credential.sealed_bans)
 
     async def _push(self, peer: PeerId, sealed: bytes) -> None:
+        """Tell one peer, more than once if need be: strangers may keep it busy."""
+        for pause in (*TELL_AGAIN_SECONDS, None):
+            problem = await self._tell_once(peer, sealed)
+            if problem is None:
+                return
+            log.info("bans.not_told", peer=peer, reason=problem, again_in_seconds=pause)
+            if pause is None:
+                return
+            await trio.sleep(pause)
+            is_old = sealed is not self._credential.sealed_bans
+            if is_old or self._network is None or self._network.link(peer) is None:
+                return  # who comes back is told then
+
+    async def _tell_once(self, peer: PeerId, sealed: bytes) -> str | None:
+        """Why the peer did not hear it; None if it did."""
         if self._host is None:
-            return
+            return "the node is not running"
         try:
-            await ask(self._host, peer, (), Bans(sealed))
+            answer = await ask(self._host, peer, (), Bans(sealed))
         except NetworkError as error:
-            log.info("bans.not_told", peer=peer, reason=error.message)
+            return error.message
+        return answer.message if isinstance(answer, Refused) else None
 
     async def _answer(self, peer: PeerId, question: Question) -> Answer:
         if isinstance(question, Bans):
