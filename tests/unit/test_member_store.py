@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -100,11 +101,12 @@ def test_a_ban_ends_renewal_and_redeeming_until_it_is_lifted(store: SqliteMember
     assert store.bans(NOW) == (0, frozenset())
     assert store.set_ban(peer(1), NOW, banned=True)
     assert not store.set_ban(peer(1), NOW, banned=True)
-    assert store.bans(NOW) == (1, {peer(1)})
+    version, banned = store.bans(NOW)
+    assert banned == {peer(1)}
     assert store.renew(peer(1), NOW) is Refusal.BANNED
     assert store.redeem(invite().id, peer(1), NOW) is Refusal.BANNED
     assert store.set_ban(peer(1), NOW, banned=False)
-    assert store.bans(NOW) == (2, frozenset())
+    assert store.bans(NOW) == (version + 1, frozenset())
     assert isinstance(store.renew(peer(1), NOW), Grant)
 
 
@@ -165,3 +167,17 @@ def test_a_book_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
     book.close()
     with pytest.raises(ConfigError, match="newer aimo"):
         SqliteMemberStore(path)
+
+
+def test_a_ban_after_a_backup_was_restored_is_newer_than_all_before(tmp_path: Path) -> None:
+    """Members pass over a list that is no newer than theirs: nothing would be put into force."""
+    path, backup = tmp_path / "members.sqlite", tmp_path / "backup"
+    store = SqliteMemberStore(path)
+    shutil.copy(path, backup)
+    for banned in (True, False, True):
+        store.set_ban(peer(1), NOW, banned=banned)
+    known, _ = store.bans(NOW)
+    shutil.copy(backup, path)
+    restored = SqliteMemberStore(path)
+    restored.set_ban(peer(2), NOW + 1_000, banned=True)
+    assert restored.bans(NOW + 1_000)[0] > known
