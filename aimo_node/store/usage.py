@@ -31,6 +31,9 @@ _DAMAGED: Final = ".damaged"
 _BUSY_SECONDS: Final = 5.0
 """Somebody may look at the file with a tool."""
 
+_PRIMARY_CODE: Final = 0xFF
+"""Of SQLite's error codes; above it stands what they mean more exactly."""
+
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS usage (
     hour INTEGER NOT NULL,
@@ -84,9 +87,7 @@ class UsageStore:
         except sqlite3.OperationalError as error:
             raise ConfigError(f"cannot open {path}: {error}") from error
         except sqlite3.DatabaseError as error:
-            aside = _set_aside(path)
-            log.warning("usage.damaged", file=str(path), reason=str(error), kept=str(aside))
-            self._connection = _open(path)
+            self._connection = _begin_anew(path, error)
 
     def add(self, rows: Iterable[tuple[int, UsageRow]]) -> None:
         """Count rows in, each in its hour: all or, after an error or a crash, none.
@@ -149,7 +150,30 @@ class UsageStore:
             with self._connection:
                 yield self._connection
         except sqlite3.Error as error:
+            if _is_damage(error):  # in a page that opening did not touch
+                self._connection.close()
+                self._connection = _begin_anew(self._path, error)
             raise UsageStoreError(f"{self._path}: {error}") from error
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    """Whether it will not go away by itself, as a full disk may."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_OK) & _PRIMARY_CODE
+    return code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+def _begin_anew(path: Path, error: sqlite3.Error) -> sqlite3.Connection:
+    """Set a damaged ledger aside and begin another.
+
+    Raises:
+        ConfigError: that cannot be done.
+    """
+    try:
+        aside = _set_aside(path)
+        log.warning("usage.damaged", file=str(path), reason=str(error), kept=str(aside))
+        return _open(path)
+    except (OSError, sqlite3.Error) as problem:
+        raise ConfigError(f"{path} is damaged, and cannot be set aside: {problem}") from problem
 
 
 def _open(path: Path) -> sqlite3.Connection:
