@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import trio
 
-from aimo_node.dispatch.quota import DayQuotas, Quota
+from aimo_node.dispatch.quota import DayQuotas, Quota, Spent
 from aimo_node.dispatch.usage import HOUR_SECONDS, UsageBook, UsageRow
 from aimo_node.domain.answer import Usage
 from aimo_node.domain.ids import ModelName, PeerId
@@ -49,15 +49,15 @@ class Meter:
         Raises:
             RateLimitExceeded: the peer has used up its day.
         """
-        self.quotas.take(peer, self._clock())
-        return Bill(self, peer)
+        return Bill(self, peer, self.quotas.take(peer, self._clock()))
 
     def record(self, peer: PeerId, model: ModelName, requests: int, usage: Usage) -> None:
         """Something was used; the request itself is in the quota already."""
         now = self._clock()
-        self.quotas.spend(peer, usage.prompt_tokens + usage.completion_tokens, now)
+        # with the name of its account: fresh identities are not to fill the disk either
+        name = self.quotas.spend(peer, usage.prompt_tokens + usage.completion_tokens, now)
         row = UsageRow(
-            peer, model, requests, usage.prompt_tokens, usage.completion_tokens, now, now
+            name, model, requests, usage.prompt_tokens, usage.completion_tokens, now, now
         )
         self.book.add(int(now // HOUR_SECONDS), row)
         self.news.set()
@@ -66,11 +66,13 @@ class Meter:
 class Bill:
     """What one request is going to cost its peer."""
 
-    __slots__ = ("_counts", "_meter", "_model", "_peer")
+    __slots__ = ("_account", "_counts", "_meter", "_model", "_peer")
 
-    def __init__(self, meter: Meter, peer: PeerId) -> None:
+    def __init__(self, meter: Meter, peer: PeerId, account: Spent) -> None:
+        """`account`: of the day on which it came in, which may be over when it ends."""
         self._meter = meter
         self._peer = peer
+        self._account = account
         self._model = ModelName("")
         self._counts = False
 
@@ -85,5 +87,5 @@ class Bill:
 
     def close(self) -> None:
         """The request has ended; what was not settled does not count."""
-        if not self._counts:
-            self._meter.quotas.give_back(self._peer)
+        if not self._counts and self._account.requests:
+            self._account.requests -= 1

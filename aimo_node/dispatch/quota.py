@@ -59,14 +59,14 @@ class DayQuotas:
             account.requests += before.requests
             account.tokens += before.tokens
 
-    def take(self, peer: PeerId, now: float) -> None:
-        """Count one request that begins.
+    def take(self, peer: PeerId, now: float) -> Spent:
+        """Count one request that begins, on the account that is returned.
 
         Raises:
             RateLimitExceeded: the peer has used up its day; it says when the next one begins.
         """
         if peer == self._own:
-            return
+            return Spent(requests=1)
         self._turn(now)
         account = self._account(peer)
         for used, most, what in (
@@ -81,18 +81,19 @@ class DayQuotas:
                     retry_after_seconds=(self._day + 1) * DAY_SECONDS - now,
                 )
         account.requests += 1
+        return account
 
-    def give_back(self, peer: PeerId) -> None:
-        """A request that was counted came to nothing."""
-        account = self._spent.get(peer) or self._spent.get(OTHERS)
-        if peer != self._own and account is not None and account.requests:
-            account.requests -= 1
+    def spend(self, peer: PeerId, tokens: int, now: float) -> PeerId:
+        """Tokens were used; an answer that runs over is finished all the same.
 
-    def spend(self, peer: PeerId, tokens: int, now: float) -> None:
-        """Tokens were used; an answer that runs over is finished all the same."""
-        if peer != self._own:
-            self._turn(now)
-            self._account(peer).tokens += tokens
+        Returns:
+            Under whose name: the peer's, or that of all who came too late for one of their own.
+        """
+        if peer == self._own:
+            return peer
+        self._turn(now)
+        self._account(peer).tokens += tokens
+        return peer if peer in self._spent else OTHERS
 
     def _turn(self, now: float) -> None:
         """Begin a new day. A clock that is set back across midnight does not: who has used up the

@@ -61,15 +61,6 @@ def test_without_a_quota_nobody_is_refused() -> None:
         made.spend(GREEDY, 1_000_000, NOON)
 
 
-def test_a_request_that_came_to_nothing_is_given_back_once() -> None:
-    made = quotas(requests=1)
-    made.take(GREEDY, NOON)
-    made.give_back(GREEDY)
-    made.give_back(GREEDY)
-    made.take(GREEDY, NOON)
-    refused(made, GREEDY, NOON)
-
-
 def test_a_restart_begins_where_it_ended() -> None:
     made = quotas(requests=3, tokens=100)
     made.restore({GREEDY: Spent(3, 10), MODEST: Spent(1, 100), OWN: Spent(9, 9_000)}, NOON)
@@ -92,8 +83,7 @@ def test_fresh_identities_neither_fill_the_memory_nor_get_past_it() -> None:
     made.take(PeerId("late"), NOON)
     made.take(PeerId("later"), NOON)
     refused(made, PeerId("latest"), NOON)
-    made.give_back(PeerId("late"))
-    made.take(PeerId("latest"), NOON)
+    assert made.spend(PeerId("latest"), 1, NOON) == OTHERS
     made.take(PeerId("p1"), NOON)
     assert len(made._spent) == PEERS_MAX + 1
     assert OTHERS in made._spent
