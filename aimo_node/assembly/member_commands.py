@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from aimo_node.assembly.control_socket import Command
 from aimo_node.domain.ids import PeerId, Role, is_peer_id
@@ -12,6 +12,8 @@ from aimo_node.errors import ConfigError
 from aimo_node.mesh.membership.authority import Authority
 from aimo_node.mesh.membership.members import Members
 
+LISTED_MAX: Final = 2_000
+"""Members in one answer, whose line is at most 1 MiB; who wants all asks again."""
 _ROLES = {role.names[0]: role for role in (Role.RELAY, Role.PROVIDER, Role.EDGE)}
 
 
@@ -47,7 +49,8 @@ def member_commands(
             raise ConfigError("that is the authority's own node")
         changed = await authority.set_ban(PeerId(peer), banned=banned)
         await members.tell_bans()
-        return {"peer": peer, "banned": banned, "changed": changed}
+        joined = any(one.peer == peer and one.issued_ms for one in await authority.members())
+        return {"peer": peer, "banned": banned, "changed": changed, "joined": joined}
 
     async def ban(request: Mapping[str, Any]) -> Mapping[str, Any]:
         return await set_ban(request, banned=True)
@@ -55,9 +58,11 @@ def member_commands(
     async def allow(request: Mapping[str, Any]) -> Mapping[str, Any]:
         return await set_ban(request, banned=False)
 
-    async def listed(_request: Mapping[str, Any]) -> Mapping[str, Any]:
-        linked = links()
-        return {"members": [_shown(one, linked) for one in await authority.members()]}
+    async def listed(request: Mapping[str, Any]) -> Mapping[str, Any]:
+        first = _place(request.get("after", 0))
+        known, linked = await authority.members(), links()
+        shown = [_shown(one, linked, members.own) for one in known[first:][:LISTED_MAX]]
+        return {"members": shown, "more": max(0, len(known) - first - LISTED_MAX)}
 
     return {
         "members.invite": invite,
@@ -65,6 +70,12 @@ def member_commands(
         "members.allow": allow,
         "members.list": listed,
     }
+
+
+def _place(first: object) -> int:
+    if type(first) is not int or first < 0:
+        raise ConfigError("that is no place in the list of members")
+    return first
 
 
 def _roles(names: object) -> Role:
@@ -76,9 +87,10 @@ def _roles(names: object) -> Role:
     return roles
 
 
-def _shown(member: Member, linked: frozenset[PeerId]) -> dict[str, Any]:
+def _shown(member: Member, linked: frozenset[PeerId], own: PeerId) -> dict[str, Any]:
     return {
         "id": member.peer,
+        "own": member.peer == own,
         "roles": member.roles.names,
         "linked": member.peer in linked,
         "banned": member.banned_ms is not None,

@@ -67,6 +67,8 @@ def ban(context: click.Context, /, *, peer: str, **_flags: object) -> None:
     """
     answer = _ask(context, {"command": "members.ban", "peer": peer})
     click.echo("banned" if answer["changed"] else "it was banned already", err=True)
+    if not answer["joined"]:
+        click.echo("it never joined this mesh: look whether the peer id is right", err=True)
 
 
 @command.command("allow")
@@ -99,7 +101,12 @@ def members(context: click.Context, /, *, as_json: bool, **_flags: object) -> No
     Example:
       aimo peers list --state /var/lib/aimo
     """
-    found = _ask(context, {"command": "members.list"})["members"]
+    found: list[Mapping[str, Any]] = []
+    more = True
+    while more:
+        answer = _ask(context, {"command": "members.list", "after": len(found)})
+        found += answer["members"]
+        more = bool(answer["more"])
     if as_json:
         click.echo(json.dumps(found, ensure_ascii=False, indent=2))
     else:
@@ -119,6 +126,8 @@ def _ask(context: click.Context, request: Mapping[str, Any]) -> Mapping[str, Any
 
 def _member_row(member: Mapping[str, Any]) -> tuple[object, ...]:
     state = "banned" if member["banned"] else "linked" if member["linked"] else "away"
+    if member["own"]:
+        state = "this node"
     times = (_time(member[name]) for name in ("joined_ms", "renewed_ms", "expires_ms"))
     return (member["id"], ", ".join(member["roles"]) or "-", state, *times)
 

@@ -151,6 +151,8 @@ def _ask(context: click.Context, request: Mapping[str, Any], seconds: float) -> 
     try:
         return ask_node(state, request, seconds)
     except ConfigError as error:
+        if "does not know that command" in str(error):
+            raise Failure("the node of this state folder is no provider") from error
         raise Failure(str(error)) from error
 
 
