@@ -81,7 +81,7 @@ class ControlSocket:
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         async with stream:
-            if not _is_owner(stream.socket):
+            if not _is_owner(stream.socket, os.geteuid()):
                 return
             self._open += 1
             try:
@@ -148,7 +148,9 @@ def ask_node(state_folder: Path, request: Mapping[str, Any], seconds: float) -> 
         connection.settimeout(seconds)
         try:
             connection.connect(address_of(state_folder))
-            if os.geteuid() != 0 and not _is_owner(connection):  # root looks after any node
+            # root looks after any node, but whoever took its name is not to answer instead
+            owner = state_folder.stat().st_uid if os.geteuid() == 0 else os.geteuid()
+            if not _is_owner(connection, owner):
                 raise ConfigError(f"the node of {state_folder} belongs to another user")
             connection.sendall(_encode(request) + b"\n")
             with connection.makefile("rb") as answers:
@@ -168,14 +170,14 @@ def ask_node(state_folder: Path, request: Mapping[str, Any], seconds: float) -> 
     return answer
 
 
-def _is_owner(connection: Any) -> bool:  # noqa: ANN401 (a socket of trio or of the library)
-    """Whether the other end is a process of this user or of root."""
+def _is_owner(connection: Any, owner: int) -> bool:  # noqa: ANN401 (a socket, trio's or not)
+    """Whether the other end is a process of the user with the id `owner`, or of root."""
     if not hasattr(socket, "SO_PEERCRED"):
         return True  # the socket is a file with mode 0600
     size = _CREDENTIALS.size
     data = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
     _, user, _ = _CREDENTIALS.unpack(data)
-    return user in {0, os.geteuid()}
+    return user in {0, owner}
 
 
 async def _read_line(stream: trio.SocketStream) -> bytes:

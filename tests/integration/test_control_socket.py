@@ -192,3 +192,32 @@ async def test_another_user_is_not_answered(tmp_path: Path) -> None:
                 await stream.send_all(b'{"command": "echo", "text": "x"}\n')
                 assert await stream.receive_some() == b""
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="takes another user")
+async def test_root_believes_only_the_owner_of_the_state_folder(tmp_path: Path) -> None:
+    """Anybody can take the name while no node runs, and answer with an invite of his own."""
+    with socket.socket(socket.AF_UNIX) as squatter:
+        os.seteuid(65_534)
+        try:
+            squatter.bind(address_of(tmp_path))
+            squatter.listen()
+        finally:
+            os.seteuid(0)
+        with pytest.raises(ConfigError, match="belongs to another user"):
+            await ask(tmp_path, command="members.invite")
+        os.chown(tmp_path, 65_534, 65_534)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_answer_once, squatter)
+            assert await ask(tmp_path, command="members.invite") == {"said": "x"}
+
+
+async def _answer_once(listener: socket.socket) -> None:
+    """The first that says something: who was refused has left an empty connection."""
+    asked = b""
+    while not asked:
+        connection, _ = await trio.to_thread.run_sync(listener.accept)
+        with connection:
+            asked = await trio.to_thread.run_sync(connection.recv, 1_000)
+            if asked:
+                connection.sendall(b'{"said": "x"}\n')
