@@ -10,7 +10,7 @@ from aimo_node.assembly.control_socket import Command
 from aimo_node.assembly.pause_switch import PauseSwitch
 from aimo_node.assembly.usage_keeping import UsageKeeper
 from aimo_node.dispatch.quota import DAY_SECONDS
-from aimo_node.dispatch.usage import UsageRow
+from aimo_node.dispatch.usage import HOUR_SECONDS, UsageRow
 from aimo_node.domain.ids import PeerId
 from aimo_node.errors import ConfigError
 from aimo_node.store.usage import KEPT_DAYS
@@ -53,7 +53,7 @@ class OwnerCommands:
         if type(seconds) not in {int, float} or not 0 < seconds <= KEPT_DAYS * DAY_SECONDS:
             raise ConfigError(f"a provider remembers {KEPT_DAYS} days: ask for that or less")
         meter = self._switch.service.meter
-        since = meter.now - seconds
+        since = (meter.now - seconds) // HOUR_SECONDS * HOUR_SECONDS  # as it was counted
         rows = await self._keeper.since(since)
         quota = meter.quotas.quota
         return self._state() | {

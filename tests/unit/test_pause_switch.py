@@ -152,6 +152,16 @@ async def test_who_tells_peers_models_tokens_and_times(tmp_path: Path) -> None:
     json.dumps(told)
 
 
+async def test_who_says_from_which_hour_on_it_counts(tmp_path: Path) -> None:
+    """What was used in the hour that `since` falls into is in the sum."""
+    meter = Meter(OWN, Quota(), lambda: NOW + 1_800)
+    made = ProviderService(OWN, NodeMetrics().provider, meter)
+    keeper = UsageKeeper(tmp_path, meter)
+    commands = OwnerCommands(OWN, PauseSwitch(made, tmp_path), keeper).by_name()
+    told = await commands["provider.who"]({"since_seconds": 60})
+    assert told["since"] == "2027-01-15T08:00:00Z"
+
+
 @pytest.mark.parametrize("seconds", [0, -1, 91 * 86_400, "day", None, True, float("nan"), []])
 async def test_a_nonsensical_time_is_refused(tmp_path: Path, seconds: object) -> None:
     made = service_of("a")
