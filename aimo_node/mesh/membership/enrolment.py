@@ -133,6 +133,10 @@ class Enrolment:
             if not invite:
                 raise NetworkError(f"the invite does not name {peer}")
             answer = await ask(host, peer, addresses, Redeem(invite, self._credential.now_ms))
+            if certificate is None and _is_spent(answer):
+                # whoever it admitted long ago is a member, and may have lost its certificate
+                renewed = await ask(host, peer, addresses, Renew(self._credential.now_ms))
+                answer = renewed if isinstance(renewed, Granted) else answer
         else:
             answer = await ask(host, peer, addresses, Renew(self._credential.now_ms))
             if invite and isinstance(answer, Refused) and answer.reason == Refusal.NOT_A_MEMBER:
@@ -165,3 +169,12 @@ class Enrolment:
             raise NetworkError(f"{peer} gave a list of bans that does not do: {error}") from error
         certificate = self._credential.certificate
         log.info("certificate.taken", authority=peer, serial=certificate and certificate.serial)
+
+
+def _is_spent(answer: Answer) -> bool:
+    """Whether an invite was refused that may have been good once."""
+    return isinstance(answer, Refused) and answer.reason in {
+        Refusal.UNKNOWN_INVITE,
+        Refusal.INVITE_EXPIRED,
+        Refusal.INVITE_USED,
+    }

@@ -1,4 +1,4 @@
-"""What a banned peer tries to keep of what it had."""
+"""What banned peers try to keep, and what members can lose."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import trio
 import trio.testing
 
 from aimo_node.domain.ids import Endpoint, RequestId, Role
+from aimo_node.errors import JoinFailed
 from aimo_node.mesh.membership.members import EXCHANGES_MAX
 from aimo_node.ports.peer_network import OutgoingRequest
-from tests.integration.certified_nodes import Mesh
+from tests.integration.certified_nodes import DAY_MS, Mesh
 
 BAN_SECONDS = 5.0
 
@@ -70,3 +71,23 @@ async def test_a_member_that_is_too_busy_to_hear_of_a_ban_is_told_again(
         del edge.members._exchanges["/ip4/192.0.2.1"]
         with trio.fail_after(BAN_SECONDS):
             await link.closed.wait()
+
+
+async def test_a_member_that_lost_its_certificate_gets_in_by_its_old_invite(
+    tmp_path: Path,
+) -> None:
+    """The authority forgets invites that have expired, and not who was admitted by them."""
+    mesh = Mesh(tmp_path)
+    node, stranger = mesh.node("a", Role.EDGE), mesh.node("b", Role.EDGE)
+    async with mesh.relay.running(), node.running(), stranger.running():
+        await mesh.relay.join(mesh.relay, b"")
+        old = await mesh.invite()
+        await node.join(mesh.relay, old)
+        mesh.clock.ms += 2 * DAY_MS
+        await mesh.invite()
+        node.credential.certificate = None
+        await node.join(mesh.relay, old)
+        await mesh.relay.join(mesh.relay, b"")
+        await node.connect(mesh.relay)
+        with pytest.raises(JoinFailed, match="does not know this invite"):
+            await stranger.join(mesh.relay, old)
