@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from typing import Final, Protocol
@@ -34,6 +35,8 @@ QUESTIONS_MAX: Final = 64
 QUESTIONS_PER_SECOND: Final = 4.0
 """From one IP address: a rack behind one router that joins at once, and then who guesses."""
 ADDRESSES_MAX: Final = 4_096
+NETWORK_BITS: Final = 64
+"""Of an IPv6 address what one owner has at least."""
 CHECK_SECONDS: Final = 5.0
 """How long after its certificate's end, at most, a peer may begin something new."""
 EXPIRED_SECONDS: Final = 600.0
@@ -105,7 +108,7 @@ class Members(IdleObserver):
 
     async def serve(self, stream: ByteStream) -> None:
         """Answer one question; whoever asks too much or too slowly is hung up on."""
-        address = stream.remote_address.partition("/tcp/")[0]
+        address = asker_of(stream.remote_address)
         if not self._may_ask(address):
             await _send(stream, members.encode(self._refused(Refusal.BUSY, "busy: come again")))
             return
@@ -234,6 +237,18 @@ class Members(IdleObserver):
                 link.drain()
             if now - self._expired.setdefault(link, now) > EXPIRED_SECONDS:
                 link.close(CloseCode.NotAdmitted, problem)
+
+
+def asker_of(remote_address: str) -> str:
+    """Who shares one allowance: an IPv4 address, or an IPv6 network, whose owner has all of it."""
+    address = remote_address.partition("/tcp/")[0]
+    try:
+        parsed = ipaddress.IPv6Address(address.removeprefix("/ip6/").partition("%")[0])
+    except ValueError:
+        return address
+    if parsed.ipv4_mapped is not None:
+        return f"/ip4/{parsed.ipv4_mapped}"
+    return str(ipaddress.IPv6Network((parsed, NETWORK_BITS), strict=False))
 
 
 async def _send(stream: ByteStream, data: bytes) -> None:
