@@ -149,6 +149,16 @@ def open_bans(data: bytes, verify: Verify, *, newer_than: int = -1) -> BanList |
     return BanList(body.mesh, body.version, frozenset(map(PeerId, body.peers)))
 
 
+def only_signed(data: bytes) -> bytes:
+    """What was sealed, without what stands behind it, which a later version may know.
+
+    Raises:
+        RemoteProtocolError: malformed.
+    """
+    signed = _read(data, Signed)
+    return _sealed(signed.body, signed.signature)
+
+
 def _sealed(body: bytes, signature: bytes) -> bytes:
     return msgspec.msgpack.encode(Signed(body, signature))
 

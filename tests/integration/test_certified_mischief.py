@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 import trio.testing
 
 from aimo_node.domain.ids import Endpoint, RequestId, Role
+from aimo_node.domain.membership import BanList
 from aimo_node.errors import JoinFailed
+from aimo_node.mesh.identity import sign
+from aimo_node.mesh.membership.credential import BANS_FILE
 from aimo_node.mesh.membership.members import EXCHANGES_MAX
 from aimo_node.ports.peer_network import OutgoingRequest
+from aimo_node.protocol.certificates import seal_bans
 from tests.integration.certified_nodes import DAY_MS, Mesh
 
 BAN_SECONDS = 5.0
@@ -91,3 +97,15 @@ async def test_a_member_that_lost_its_certificate_gets_in_by_its_old_invite(
         await node.connect(mesh.relay)
         with pytest.raises(JoinFailed, match="does not know this invite"):
             await stranger.join(mesh.relay, old)
+
+
+def test_of_a_list_of_bans_only_what_is_signed_is_kept_and_handed_on(tmp_path: Path) -> None:
+    """Else whoever brings it first could have each member carry 60 KB of its own."""
+    mesh = Mesh(tmp_path)
+    bans = BanList(mesh.key.public_key, 7, frozenset({mesh.relay.peer}))
+    sealed = seal_bans(bans, partial(sign, mesh.key))
+    padded = msgspec.msgpack.encode([*msgspec.msgpack.decode(sealed), b"x" * 60_000])
+    node = mesh.node("a", Role.EDGE)
+    assert node.credential.learn_bans(padded)
+    assert node.credential.sealed_bans == sealed
+    assert (tmp_path / "a" / BANS_FILE).read_bytes() == sealed

@@ -12,7 +12,12 @@ from aimo_node.domain.ids import PeerId, Role
 from aimo_node.domain.membership import ALL_ROLES, BanList, Certificate, check_certificate
 from aimo_node.errors import CloseCode, ConfigError, RemoteProtocolError
 from aimo_node.mesh.identity import verifier
-from aimo_node.protocol.certificates import SIGNED_BYTES_MAX, open_bans, open_certificate
+from aimo_node.protocol.certificates import (
+    SIGNED_BYTES_MAX,
+    only_signed,
+    open_bans,
+    open_certificate,
+)
 from aimo_node.protocol.frames import Hello
 from aimo_node.protocol.handshake import common_version
 
@@ -111,8 +116,8 @@ class Credential:
         bans = open_bans(sealed, self._verify, newer_than=self.bans.version)
         if bans is None or bans.mesh != self.mesh:
             return False
-        self.bans, self.sealed_bans = bans, sealed
-        _write(self._folder / BANS_FILE, sealed)
+        self.bans, self.sealed_bans = bans, only_signed(sealed)
+        _write(self._folder / BANS_FILE, self.sealed_bans)
         return True
 
     def hello_to(self, remote: PeerId) -> Hello:
