@@ -21,7 +21,8 @@ from aimo_node.domain.membership import (
 from aimo_node.errors import ConfigError
 
 MEMBERS_MAX: Final = 20_000
-"""As many peers as a node remembers addresses of."""
+"""As many peers as a node remembers addresses of. Of more the one is forgotten that has had no
+certificate for the longest time, a week at least; bans are not forgotten."""
 INVITES_MAX: Final = 10_000
 """Invites that have not expired."""
 LOCK_SECONDS: Final = 5.0
@@ -31,14 +32,14 @@ VERSION: Final = 1
 _SCHEMA: Final = """
 CREATE TABLE invites (
     id BLOB PRIMARY KEY, roles INTEGER NOT NULL, expires_ms INTEGER NOT NULL,
-    uses INTEGER NOT NULL, used INTEGER NOT NULL DEFAULT 0) STRICT;
+    uses INTEGER NOT NULL, used INTEGER NOT NULL DEFAULT 0);
 CREATE TABLE redemptions (
-    invite BLOB NOT NULL, peer TEXT NOT NULL, PRIMARY KEY (invite, peer)) STRICT;
+    invite BLOB NOT NULL, peer TEXT NOT NULL, PRIMARY KEY (invite, peer));
 CREATE TABLE members (
     peer TEXT PRIMARY KEY, roles INTEGER NOT NULL, joined_ms INTEGER NOT NULL,
     issued_ms INTEGER NOT NULL DEFAULT 0, expires_ms INTEGER NOT NULL DEFAULT 0,
-    banned_ms INTEGER) STRICT;
-CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL) STRICT;
+    banned_ms INTEGER);
+CREATE TABLE counters (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 INSERT INTO counters VALUES ('serial', 0), ('bans', 0);
 """
 
@@ -101,7 +102,7 @@ class SqliteMemberStore:
                     return Refusal.INVITE_EXPIRED
                 if used >= uses:
                     return Refusal.INVITE_USED
-                if _count(book, "members") >= MEMBERS_MAX:
+                if not _make_room(book, peer, now_ms):
                     return Refusal.FULL
                 book.execute("UPDATE invites SET used = used + 1 WHERE id = ?", (invite_id,))
                 book.execute("INSERT INTO redemptions VALUES (?, ?)", key)
@@ -129,8 +130,7 @@ class SqliteMemberStore:
                 return False
             if banned and len(_running_bans(book, now_ms)) >= BANS_MAX:
                 raise ConfigError(f"{BANS_MAX} bans of peers whose certificates still run: wait")
-            known = book.execute("SELECT 1 FROM members WHERE peer = ?", (peer,)).fetchone()
-            if known is None and _count(book, "members") >= MEMBERS_MAX:
+            if not _make_room(book, peer, now_ms):
                 raise ConfigError(f"the book of members is full: {MEMBERS_MAX}")
             _admit(book, peer, 0, now_ms)
             since = now_ms if banned else None
@@ -178,6 +178,23 @@ class SqliteMemberStore:
 def _count(book: sqlite3.Connection, table: str) -> int:
     (count,) = book.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608 (a constant)
     return int(count)
+
+
+def _make_room(book: sqlite3.Connection, peer: PeerId, now_ms: int) -> bool:
+    """Whether the book has room for `peer`; who has been away longest makes some if it is full."""
+    known = book.execute("SELECT 1 FROM members WHERE peer = ?", (peer,)).fetchone()
+    if known is not None or _count(book, "members") < MEMBERS_MAX:
+        return True
+    away = book.execute(
+        "SELECT peer FROM members WHERE banned_ms IS NULL AND expires_ms < ?"
+        " ORDER BY expires_ms LIMIT 1",
+        (now_ms - CERTIFICATE_MS,),
+    ).fetchone()
+    if away is None:
+        return False
+    book.execute("DELETE FROM redemptions WHERE peer = ?", away)
+    book.execute("DELETE FROM members WHERE peer = ?", away)
+    return True
 
 
 def _next(book: sqlite3.Connection, counter: str) -> int:

@@ -181,3 +181,36 @@ def test_a_ban_after_a_backup_was_restored_is_newer_than_all_before(tmp_path: Pa
     restored = SqliteMemberStore(path)
     restored.set_ban(peer(2), NOW + 1_000, banned=True)
     assert restored.bans(NOW + 1_000)[0] > known
+
+
+def test_a_full_book_forgets_who_has_been_away_longest_and_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nodes without a disk of their own come back as others: else nobody could join any more."""
+    monkeypatch.setattr("aimo_node.store.members.MEMBERS_MAX", 3)
+    store = SqliteMemberStore(tmp_path / "members.sqlite")
+    store.add_invite(invite(uses=9), NOW)
+    for number in (1, 2, 3):
+        assert isinstance(store.redeem(invite().id, peer(number), NOW + number), Grant)
+    assert store.redeem(invite().id, peer(4), NOW + 5) is Refusal.FULL
+    store.set_ban(peer(1), NOW + 6, banned=True)
+    later = NOW + 3 * CERTIFICATE_MS
+    assert isinstance(store.renew(peer(3), later), Grant)
+    late = Invite(MESH, bytes([2]) * 16, Role.EDGE, later + 60_000, 9)
+    store.add_invite(late, later)
+    assert isinstance(store.redeem(late.id, peer(4), later), Grant)
+    assert {one.peer for one in store.members()} == {peer(1), peer(3), peer(4)}
+    assert store.renew(peer(2), later) is Refusal.NOT_A_MEMBER
+    assert store.redeem(late.id, peer(2), later) is Refusal.FULL
+    assert store.renew(peer(1), later) is Refusal.BANNED
+
+
+def test_the_book_needs_no_newer_sqlite_than_servers_have(tmp_path: Path) -> None:
+    """STRICT tables came with 3.37; Red Hat 9 and its kin have 3.34."""
+    path = tmp_path / "members.sqlite"
+    SqliteMemberStore(path)
+    book = sqlite3.connect(path)
+    made = " ".join(text for (text,) in book.execute("SELECT sql FROM sqlite_master") if text)
+    book.close()
+    assert "CREATE TABLE" in made
+    assert "STRICT" not in made
