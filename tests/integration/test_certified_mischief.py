@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,13 +13,15 @@ import trio
 import trio.testing
 
 from aimo_node.domain.ids import Endpoint, RequestId, Role
-from aimo_node.domain.membership import BanList
+from aimo_node.domain.membership import BanList, Refusal
 from aimo_node.errors import JoinFailed
 from aimo_node.mesh.identity import sign
 from aimo_node.mesh.membership.credential import BANS_FILE
+from aimo_node.mesh.membership.enrolment import Enrolment, Home
 from aimo_node.mesh.membership.members import EXCHANGES_MAX
 from aimo_node.ports.peer_network import OutgoingRequest
 from aimo_node.protocol.certificates import seal_bans
+from aimo_node.protocol.members import Refused
 from tests.integration.certified_nodes import DAY_MS, Mesh
 
 BAN_SECONDS = 5.0
@@ -109,3 +113,28 @@ def test_of_a_list_of_bans_only_what_is_signed_is_kept_and_handed_on(tmp_path: P
     assert node.credential.learn_bans(padded)
     assert node.credential.sealed_bans == sealed
     assert (tmp_path / "a" / BANS_FILE).read_bytes() == sealed
+
+
+async def test_a_relay_that_lies_about_a_ban_keeps_nobody_from_the_authority(
+    tmp_path: Path,
+) -> None:
+    """A refusal is signed by nobody: whoever is asked first could end a membership with it."""
+    mesh = Mesh(tmp_path)
+    liar, node = mesh.node("liar", Role.RELAY), mesh.node("a", Role.EDGE)
+
+    async def lie(peer, question) -> Refused:
+        return Refused(int(Refusal.BANNED), "banned", mesh.clock.ms)
+
+    liar.members._answer = lie
+    async with mesh.relay.running(), liar.running(), node.running():
+        await mesh.relay.join(mesh.relay, b"")
+        at = {one.peer: one.host.addresses() for one in (liar, mesh.relay)}
+        home = Home(at, await mesh.invite(), frozenset(at), None, Role.EDGE)
+        await Enrolment(home, node.credential, node.members, random.Random(1)).obtain(node.host)
+        assert node.credential.problem() is None
+        only_liar = replace(home, addresses={liar.peer: at[liar.peer]})
+        node.credential.certificate = None
+        with pytest.raises(JoinFailed, match="banned"):
+            await Enrolment(only_liar, node.credential, node.members, random.Random(1)).obtain(
+                node.host
+            )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NoReturn
 
 import structlog
 import trio
@@ -112,17 +112,18 @@ class Enrolment:
             granted = await self._home.authority.enrol(self._credential.peer, self._home.roles)
             self._take(granted, self._credential.peer)
             return
-        problem = NetworkError("there is nobody to ask for a certificate")
+        problem: AimoError = NetworkError("there is nobody to ask for a certificate")
         for peer, addresses in self._home.addresses.items():
             try:
                 answer = await self._ask_one(host, peer, addresses)
+                if isinstance(answer, Granted):
+                    self._take(answer, peer)
+                    return
+                self._weigh(answer, peer)
             except NetworkError as error:
+                problem = problem if isinstance(problem, JoinFailed) else error
+            except JoinFailed as error:  # signed by nobody: the authority may say something else
                 problem = error
-                continue
-            if isinstance(answer, Granted):
-                self._take(answer, peer)
-                return
-            problem = self._weigh(answer, peer)
         raise problem
 
     async def _ask_one(self, host: Asker, peer: PeerId, addresses: Sequence[str]) -> Answer:
@@ -144,9 +145,9 @@ class Enrolment:
                 answer = await ask(host, peer, addresses, redeem)
         return answer
 
-    def _weigh(self, answer: Answer, peer: PeerId) -> NetworkError:
+    def _weigh(self, answer: Answer, peer: PeerId) -> NoReturn:
         if not isinstance(answer, Refused):
-            return NetworkError(f"{peer} answers something else than was asked")
+            raise NetworkError(f"{peer} answers something else than was asked")
         try:
             reason = Refusal(answer.reason)
         except ValueError:  # of a newer version
@@ -157,7 +158,7 @@ class Enrolment:
             message = f"{problem or 'this clock is wrong'}: set it, best by NTP"
         if reason.is_final:
             raise JoinFailed(f"cannot join the mesh: {message}")
-        return NetworkError(f"{peer}: {message}")
+        raise NetworkError(f"{peer}: {message}")
 
     def _take(self, granted: Granted, peer: PeerId) -> None:
         problem = self._credential.install(granted.certificate)
