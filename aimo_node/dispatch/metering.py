@@ -87,5 +87,5 @@ class Bill:
 
     def close(self) -> None:
         """The request has ended; what was not settled does not count."""
-        if not self._counts and self._account.requests:
-            self._account.requests -= 1
+        if not self._counts:
+            self._meter.quotas.give_back(self._peer, self._account)

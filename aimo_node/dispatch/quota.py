@@ -83,6 +83,15 @@ class DayQuotas:
         account.requests += 1
         return account
 
+    def give_back(self, peer: PeerId, account: Spent) -> None:
+        """A request that was counted on `account` came to nothing; who used nothing needs none.
+
+        The account may be one of a day that is over.
+        """
+        account.requests = max(0, account.requests - 1)
+        if account == Spent() and self._spent.get(peer) is account:
+            del self._spent[peer]
+
     def spend(self, peer: PeerId, tokens: int, now: float) -> PeerId:
         """Tokens were used; an answer that runs over is finished all the same.
 

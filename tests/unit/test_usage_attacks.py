@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -44,6 +45,18 @@ def test_fresh_identities_do_not_fill_the_ledger() -> None:
     assert len(rows) == PEERS_MAX + 2
     assert rows[OTHERS] == 50
     assert rows[OWN] == 1
+
+
+def test_identities_that_used_nothing_take_no_account_from_others() -> None:
+    """Else requests for a model that is not there, which cost nothing, would push every newcomer
+    into the account of all, and one peer could use that up for the day."""
+    made = meter(Clock(), requests=1)
+    for number in range(PEERS_MAX):
+        made.open(PeerId(f"p{number}")).close()
+    for number in range(2):
+        with contextlib.suppress(RateLimitExceeded):
+            made.open(PeerId(f"greedy{number}")).settle(TINY, Usage(1, 1))
+    made.open(PeerId("honest")).settle(TINY, Usage(1, 1))
 
 
 def test_what_comes_to_nothing_after_midnight_is_not_taken_off_the_new_day() -> None:
