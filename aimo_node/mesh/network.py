@@ -9,7 +9,7 @@ from typing import Final, Protocol
 import structlog
 import trio
 
-from aimo_node.domain.ids import PeerId
+from aimo_node.domain.ids import PeerId, Role
 from aimo_node.errors import CloseCode, CodedError, Draining, NetworkError, PermissionDenied
 from aimo_node.mesh.exchange import LinkExchange
 from aimo_node.mesh.link import ByteStream, Link, LinkObserver
@@ -294,7 +294,14 @@ class MeshNetwork:
         session = Session(self._admission, stream.peer, trio.current_time())
         if self._draining:
             session.drain()
-        return Link(stream, session, self, handler=self._handler)
+        return Link(
+            stream, session, self, handler=self._handler, is_needed=self._may_carry_circuits
+        )
+
+    def _may_carry_circuits(self, link: Link) -> bool:
+        """Whether links of this node run through the peer: they end with the link to it."""
+        is_way = link.path == "direct" and Role.RELAY in link.roles
+        return is_way and any(other.path == "circuit" for other in self._living)
 
     async def _live(self, link: Link) -> None:
         self._living.add(link)
