@@ -1,0 +1,73 @@
+"""What hostile members, strangers and relays can do with circuits, and what they cannot."""
+
+import pytest
+import structlog
+import trio
+
+from aimo_node.errors import NetworkError
+from aimo_node.mesh.fixes import circuit_messages
+from aimo_node.mesh.fixes.circuit_messages import (
+    HOP_PROTOCOL,
+    STOP_PROTOCOL,
+    Status,
+    answer_offer,
+    read_offer,
+)
+from aimo_node.mesh.host import HostLimits
+from tests.integration.circuit_parties import triangle, until
+
+NOISE = b"\x13/multistream/1.0.0\n\x07/noise\n"
+HANDSHAKES = {
+    "no multistream": b"\x05\xff\xfe\xfd\xfc\n",
+    "empty": NOISE + b"\0\0",
+    "short": NOISE + b"\0\x0a" + b"x" * 10,
+    "unsealed": NOISE + b"\0\xc8" + b"x" * 200,
+    "nothing after": NOISE,
+}
+"""What a hostile end says instead of Noise."""
+
+
+@pytest.mark.parametrize("words", HANDSHAKES.values(), ids=HANDSHAKES)
+async def test_a_far_end_that_speaks_nonsense_is_one_way_that_failed(words):
+    """Noise raises whatever its parts raise; the other ways of the same dial go on."""
+    async with triangle() as (relay, provider, edge):
+
+        async def speak(net_stream) -> None:
+            await read_offer(net_stream.muxed_stream)
+            await answer_offer(net_stream.muxed_stream, Status.OK)
+            await net_stream.muxed_stream.write(words)
+            await net_stream.close()
+
+        provider.host.serve_raw(STOP_PROTOCOL, speak)
+        with pytest.raises(NetworkError):
+            await edge.circuits.dial(provider.peer, relay.peer, [])
+
+
+async def test_a_far_end_that_says_nothing_is_given_up(monkeypatch):
+    """libp2p sets no time for the first half of its handshakes."""
+    async with triangle() as (relay, provider, edge):
+        monkeypatch.setattr(edge.host, "_limits", HostLimits(handshake_seconds_max=0.2))
+
+        async def say_nothing(net_stream) -> None:
+            await read_offer(net_stream.muxed_stream)
+            await answer_offer(net_stream.muxed_stream, Status.OK)
+            await trio.sleep_forever()
+
+        provider.host.serve_raw(STOP_PROTOCOL, say_nothing)
+        with trio.fail_after(5), pytest.raises(NetworkError):
+            await edge.circuits.dial(provider.peer, relay.peer, [])
+        await until(lambda: relay.relay.book.running == 0)
+
+
+@pytest.mark.parametrize("words", HANDSHAKES.values(), ids=HANDSHAKES)
+async def test_a_near_end_that_speaks_nonsense_is_not_an_error_of_this_node(words):
+    """Each would be a traceback in the log of whoever can be reached."""
+    async with triangle() as (relay, provider, edge):
+        net_stream = await edge.host.open_stream(relay.peer, HOP_PROTOCOL)
+        await circuit_messages.ask_for_circuit(net_stream.muxed_stream, provider.peer)
+        with structlog.testing.capture_logs() as events:
+            await net_stream.muxed_stream.write(words)
+            await net_stream.close()
+            await until(lambda: relay.relay.book.running == 0)
+            await until(lambda: any(event["event"] == "circuit.refused" for event in events))
+        assert not [event for event in events if event["log_level"] in {"warning", "error"}]
