@@ -13,6 +13,7 @@ from aimo_node.mesh.fixes.circuit_messages import (
     answer_offer,
     read_offer,
 )
+from aimo_node.mesh.fixes.library import ID
 from aimo_node.mesh.host import HostLimits
 from tests.integration.circuit_parties import triangle, until
 
@@ -71,3 +72,27 @@ async def test_a_near_end_that_speaks_nonsense_is_not_an_error_of_this_node(word
             await until(lambda: relay.relay.book.running == 0)
             await until(lambda: any(event["event"] == "circuit.refused" for event in events))
         assert not [event for event in events if event["log_level"] in {"warning", "error"}]
+
+
+async def test_offers_of_strangers_leave_no_trace_in_the_log():
+    """Whoever connects can make a hundred of them in a second."""
+    async with triangle() as (relay, _, edge):
+        net_stream = await edge.host.open_stream(relay.peer, STOP_PROTOCOL)
+        with structlog.testing.capture_logs() as events:
+            await net_stream.muxed_stream.write(b"\x7f" + b"\xee" * 127)
+            await until(lambda: any(event["event"] == "circuit.refused" for event in events))
+        levels = {one["log_level"] for one in events if one["event"].startswith("circuit.")}
+        assert levels == {"debug"}
+        await net_stream.reset()
+
+
+async def test_nobody_is_offered_over_a_circuit():
+    """As nobody hops over one: a relay has to be reached directly."""
+    async with triangle() as (_, provider, edge):
+        await edge.network.connect(provider.peer)
+        (connection,) = edge.host._live_connections(ID.from_base58(provider.peer))
+        (held,) = provider.circuits._held.values()
+        provider.circuits._held[edge.peer] = held
+        stream = await edge.host._negotiate(connection, STOP_PROTOCOL)
+        with pytest.raises(NetworkError, match="permission denied"):
+            await circuit_messages.offer_circuit(stream.muxed_stream, edge.peer)

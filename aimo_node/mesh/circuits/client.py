@@ -184,13 +184,15 @@ class Circuits(IdleObserver):
         try:
             with trio.fail_after(ANSWER_SECONDS):
                 source = await read_offer(stream)
-                if relay not in self._held:
+                if relay not in self._held or stream.muxed_conn.path != "direct":
                     await answer_offer(stream, Status.PERMISSION_DENIED)
                     return
                 await answer_offer(stream, Status.OK)
             await self._host.accept_over(net_stream)
         except (NetworkError, trio.TooSlowError) as error:
-            log.info("circuit.refused", relay=relay, reason=str(error))
+            # strangers may offer as often as they like
+            say = log.info if relay in self._held else log.debug
+            say("circuit.refused", relay=relay, reason=str(error))
             stream.reset_now()
         else:
             log.debug("circuit.closed", relay=relay, source=source)
