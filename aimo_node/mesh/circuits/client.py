@@ -125,10 +125,9 @@ class Circuits(IdleObserver):
         """Keep reservations until cancelled."""
         self._host.serve_raw(STOP_PROTOCOL, self._take_offer)
         while True:
-            now = trio.current_time()
-            for relay in self._due(now):
+            self._news = trio.Event()  # before looking: what happens meanwhile is news, too
+            for relay in self._due(trio.current_time()):
                 await self._reserve(relay)
-            self._news = trio.Event()
             with trio.move_on_at(self._next_look(trio.current_time())):
                 await self._news.wait()
 

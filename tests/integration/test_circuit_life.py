@@ -1,0 +1,52 @@
+"""How circuits begin and end: nothing is forgotten, and nothing ends before what runs on it."""
+
+import pytest
+import trio
+
+from aimo_node.domain.ids import Role
+from aimo_node.mesh import link
+from aimo_node.mesh.circuits import client
+from aimo_node.mesh.circuits.quotas import CircuitLimits
+from aimo_node.mesh.fixes import circuit_messages
+from aimo_node.mesh.fixes.circuit_messages import Reservation
+from tests.integration.circuit_parties import LOOPBACK, parties, triangle, until
+
+
+@pytest.mark.parametrize("who", ["provider", "edge"])
+async def test_a_node_that_drains_finishes_the_answers_on_its_circuits(who, monkeypatch):
+    """Its link to the relay is idle, and would end at once; the circuits would end with it."""
+    monkeypatch.setattr(link.limits, "PING_SECONDS", 0.1)
+    limits = CircuitLimits(member_bytes_per_second=400_000)
+    async with triangle(limits=limits) as (relay, provider, edge), trio.open_nursery() as nursery:
+        answers = []
+
+        async def ask() -> None:
+            answers.append(await edge.ask(provider.peer, 800))
+
+        nursery.start_soon(ask)
+        await until(lambda: relay.relay.bytes_carried > 50_000)
+        leaving = provider if who == "provider" else edge
+        leaving.network.drain()
+        await until(lambda: answers != [])
+        assert len(answers[0]) == 801
+        await until(lambda: not list(leaving.network.links()))
+
+
+async def test_a_relay_that_comes_while_another_is_asked_is_asked_too(monkeypatch):
+    """Else it would be when the first reservation is renewed, minutes later."""
+    slow = trio.Event()
+
+    async def ask_slowly(stream) -> Reservation:
+        if not slow.is_set():
+            await slow.wait()
+        return await circuit_messages.ask_for_reservation(stream)
+
+    monkeypatch.setattr(client, "ask_for_reservation", ask_slowly)
+    async with parties() as start:
+        relays = [await start(f"relay{number}", Role.RELAY, listen=LOOPBACK) for number in range(2)]
+        provider = await start("provider", Role.PROVIDER, relays=relays, reservations_max=2)
+        await provider.join(relays[0])
+        await until(lambda: slow.statistics().tasks_waiting == 1)
+        await provider.join(relays[1])
+        slow.set()
+        await until(lambda: len(provider.circuits.relays) == 2)
