@@ -114,9 +114,10 @@ class MeshNetwork:
             del self._addresses[next(iter(self._addresses))]  # the one named longest ago
         self._addresses[peer] = tuple(addresses[:ADDRESSES_PER_PEER_MAX])
 
-    def knows(self, peer: PeerId) -> bool:
-        """Whether an address of the peer is known."""
-        return peer in self._addresses
+    def learn(self, peer: PeerId, addresses: Sequence[str]) -> None:
+        """Where a peer can be dialled, too; tried before what was known."""
+        known = self._addresses.get(peer, ())
+        self.remember(peer, tuple(dict.fromkeys([*addresses, *known])))
 
     def forget(self, peer: PeerId) -> None:
         """The peer has left the mesh."""

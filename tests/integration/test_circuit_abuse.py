@@ -4,6 +4,7 @@ import pytest
 import structlog
 import trio
 
+from aimo_node.domain.ids import Role
 from aimo_node.errors import NetworkError
 from aimo_node.mesh.fixes import circuit_messages
 from aimo_node.mesh.fixes.circuit_messages import (
@@ -15,7 +16,8 @@ from aimo_node.mesh.fixes.circuit_messages import (
 )
 from aimo_node.mesh.fixes.library import ID
 from aimo_node.mesh.host import HostLimits
-from tests.integration.circuit_parties import triangle, until
+from aimo_node.mesh.identity import KeyPair
+from tests.integration.circuit_parties import parties, triangle, until
 
 NOISE = b"\x13/multistream/1.0.0\n\x07/noise\n"
 HANDSHAKES = {
@@ -96,3 +98,30 @@ async def test_nobody_is_offered_over_a_circuit():
         stream = await edge.host._negotiate(connection, STOP_PROTOCOL)
         with pytest.raises(NetworkError, match="permission denied"):
             await circuit_messages.offer_circuit(stream.muxed_stream, edge.peer)
+
+
+async def test_a_peer_that_names_a_wrong_address_of_a_relay_does_not_hide_it():
+    """Any member can name any relay in its descriptor."""
+    async with triangle() as (relay, provider, _), parties() as start:
+        edge = await start("newcomer", Role.EDGE)
+        liar = await start("liar", Role.PROVIDER)
+        wrong = f"/ip4/127.0.0.1/tcp/1/p2p/{relay.peer}/p2p-circuit/p2p/{liar.peer}"
+        edge.network.remember(liar.peer, [wrong])
+        with pytest.raises(NetworkError):
+            await edge.network.connect(liar.peer)
+        edge.network.remember(provider.peer, provider.addresses())
+        assert (await edge.network.connect(provider.peer)).path == "circuit"
+
+
+async def test_a_relay_is_not_dialled_through_another():
+    """Members could else name relays in a circle, and one dial would be as many as there may be."""
+    async with parties() as start:
+        edge = await start("edge", Role.EDGE)
+        names = [KeyPair.from_seed(bytes([number] * 32)).peer_id for number in range(3)]
+        first, second, target = names
+        nowhere = "/ip4/127.0.0.1/tcp/1"
+        for relay, peer in [(first, second), (second, first), (first, target)]:
+            edge.network.remember(peer, [f"{nowhere}/p2p/{relay}/p2p-circuit/p2p/{peer}"])
+        with trio.fail_after(5), pytest.raises(NetworkError, match="refused"):
+            await edge.network.connect(target)
+        assert not edge.network._dials

@@ -4,8 +4,10 @@ dials through the relays of others."""
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 
 import structlog
@@ -33,6 +35,8 @@ log = structlog.get_logger()
 
 RESERVATIONS_MAX: Final = 2
 """Relays a node is reached through at a time: one, and one for the moment the first dies."""
+RELAYS_PER_PEER_MAX: Final = 4
+"""Of the relays in a peer's addresses those that are asked: each may have to be dialled first."""
 ADDRESSES_PER_RELAY_MAX: Final = 3
 """Of a relay's addresses those that are announced; who has a link to it needs none."""
 ANSWER_SECONDS: Final = 5.0
@@ -56,7 +60,7 @@ def is_circuit(address: str) -> bool:
 def relays_in(addresses: Iterable[str], peer: PeerId) -> dict[PeerId, list[str]]:
     """The relays that circuit addresses of `peer` name, each with where it can be dialled.
 
-    What is no circuit to this peer is left out.
+    What is no circuit to this peer is left out, and so are relays after the first few.
     """
     found: dict[PeerId, list[str]] = {}
     for address in addresses:
@@ -64,7 +68,7 @@ def relays_in(addresses: Iterable[str], peer: PeerId) -> dict[PeerId, list[str]]
         relay = PeerId(place.rpartition("/p2p/")[2])
         if target == peer and is_peer_id(relay) and relay != peer:
             found.setdefault(relay, []).append(place)
-    return found
+    return dict(islice(found.items(), RELAYS_PER_PEER_MAX))
 
 
 @dataclass(slots=True)
@@ -110,6 +114,8 @@ class Circuits(IdleObserver):
         self._reservations_max = reservations_max
         self._held: dict[PeerId, _Held] = {}
         self._refusals: dict[PeerId, _Refusal] = {}
+        self._bridges: Counter[PeerId] = Counter()
+        """Relays that are linked to just now, for a circuit through them."""
         self._news = trio.Event()
 
     def addresses(self) -> tuple[str, ...]:
@@ -160,9 +166,7 @@ class Circuits(IdleObserver):
         if relay == self._network.peer:
             raise NetworkError("this node is the relay itself, and has no link to the peer")
         try:
-            if not self._network.knows(relay):
-                self._network.remember(relay, places)
-            await self._network.connect(relay)
+            await self._link_to(relay, places)
             net_stream = await self._host.open_stream(relay, HOP_PROTOCOL)
         except AimoError as error:
             raise NetworkError(f"relay {relay}: {error}") from error
@@ -175,6 +179,22 @@ class Circuits(IdleObserver):
                 raise NetworkError(f"relay {relay}: {error}") from error
             raise
         return await self._host.connect_over(net_stream, peer)
+
+    def is_bridge(self, peer: PeerId) -> bool:
+        """Whether a link to this relay is wanted for circuits, which only a direct one is good
+        for."""
+        return self._bridges[peer] > 0
+
+    async def _link_to(self, relay: PeerId, places: Sequence[str]) -> None:
+        if relay not in self._relays and self._network.link(relay) is None:
+            # before what was known: that may be what somebody else made up
+            self._network.learn(relay, places[:ADDRESSES_PER_RELAY_MAX])
+        self._bridges[relay] += 1
+        try:
+            await self._network.connect(relay)
+        finally:
+            self._bridges[relay] -= 1
+            self._bridges += Counter()  # drops those at zero
 
     async def _take_offer(self, net_stream: Any) -> None:  # noqa: ANN401 (libp2p's NetStream)
         """A relay connects somebody to this node."""
