@@ -1,5 +1,7 @@
 """What hostile members, strangers and relays can do with circuits, and what they cannot."""
 
+import contextlib
+
 import pytest
 import structlog
 import trio
@@ -125,3 +127,25 @@ async def test_a_relay_is_not_dialled_through_another():
         with trio.fail_after(5), pytest.raises(NetworkError, match="refused"):
             await edge.network.connect(target)
         assert not edge.network._dials
+
+
+async def test_members_that_open_circuits_in_a_flood_cut_nobody_off():
+    """Each is a stream from the relay to the peer, which takes a hundred a second from nobody."""
+    async with triangle() as (relay, provider, _), parties() as start:
+        link = provider.network.link(relay.peer)
+        floods = [await start(f"flood{number}", Role.EDGE) for number in range(3)]
+        for flood in floods:
+            await flood.join(relay)
+
+        async def open_circuits(party) -> None:
+            for _ in range(60):
+                net_stream = await party.host.open_stream(relay.peer, HOP_PROTOCOL)
+                with contextlib.suppress(NetworkError):
+                    await circuit_messages.ask_for_circuit(net_stream.muxed_stream, provider.peer)
+                await net_stream.reset()
+
+        async with trio.open_nursery() as nursery:
+            for flood in floods:
+                nursery.start_soon(open_circuits, flood)
+        assert provider.network.link(relay.peer) is link
+        assert not link.closed.is_set()
