@@ -4,6 +4,7 @@ import pytest
 import trio
 
 from aimo_node.domain.ids import Role
+from aimo_node.errors import NetworkError
 from aimo_node.mesh import link
 from aimo_node.mesh.circuits import client
 from aimo_node.mesh.circuits.quotas import CircuitLimits
@@ -50,3 +51,17 @@ async def test_a_relay_that_comes_while_another_is_asked_is_asked_too(monkeypatc
         await provider.join(relays[1])
         slow.set()
         await until(lambda: len(provider.circuits.relays) == 2)
+
+
+async def test_a_node_does_not_ask_a_relay_more_often_than_the_relay_bears(monkeypatch):
+    """A peer that cannot be reached is dialled for every request; the relay would hang up on the
+    node, and all circuits that work would end."""
+    monkeypatch.setattr(client, "ASKED_AT_ONCE", 3)
+    async with triangle() as (relay, _, edge), parties() as start:
+        shy = await start("shy", Role.PROVIDER)
+        await shy.join(relay)
+        for _ in range(3):
+            with pytest.raises(NetworkError, match="no reservation"):
+                await edge.circuits.dial(shy.peer, relay.peer, [])
+        with pytest.raises(NetworkError, match="asked too often"):
+            await edge.circuits.dial(shy.peer, relay.peer, [])

@@ -15,6 +15,7 @@ import trio
 
 from aimo_node.domain.ids import PeerId, Role, is_peer_id
 from aimo_node.errors import AimoError, CloseCode, NetworkError
+from aimo_node.mesh.allowance import Allowance
 from aimo_node.mesh.fixes.circuit_messages import (
     HOP_PROTOCOL,
     STOP_PROTOCOL,
@@ -39,6 +40,10 @@ RELAYS_PER_PEER_MAX: Final = 4
 """Of the relays in a peer's addresses those that are asked: each may have to be dialled first."""
 ADDRESSES_PER_RELAY_MAX: Final = 3
 """Of a relay's addresses those that are announced; who has a link to it needs none."""
+ASKED_AT_ONCE: Final = 64
+ASKED_PER_SECOND: Final = 4.0
+"""Circuits asked of one relay, as many as it grants one member. A hundred streams in a second would
+cost the connection to it, and all circuits that work."""
 ANSWER_SECONDS: Final = 5.0
 """For a relay's answer to a reservation, or an offer after its stream: a few round trips."""
 RENEW_SECONDS_MIN: Final = 10.0
@@ -116,6 +121,8 @@ class Circuits(IdleObserver):
         self._refusals: dict[PeerId, _Refusal] = {}
         self._bridges: Counter[PeerId] = Counter()
         """Relays that are linked to just now, for a circuit through them."""
+        self._asked: dict[PeerId, Allowance] = {}
+        """For each relay that was asked for a circuit since it was linked."""
         self._news = trio.Event()
 
     def addresses(self) -> tuple[str, ...]:
@@ -145,6 +152,7 @@ class Circuits(IdleObserver):
     def link_closed(self, link: Link, code: CloseCode, message: str) -> None:
         """With the link to a relay the reservation is gone."""
         if self._network.link(link.peer) is None:
+            self._asked.pop(link.peer, None)
             self._lose(link.peer)
 
     def link_changed(self, link: Link) -> None:
@@ -167,6 +175,8 @@ class Circuits(IdleObserver):
             raise NetworkError("this node is the relay itself, and has no link to the peer")
         try:
             await self._link_to(relay, places)
+            if not self._may_dial(relay):
+                raise NetworkError("asked too often")
             net_stream = await self._host.open_stream(relay, HOP_PROTOCOL)
         except AimoError as error:
             raise NetworkError(f"relay {relay}: {error}") from error
@@ -195,6 +205,12 @@ class Circuits(IdleObserver):
         finally:
             self._bridges[relay] -= 1
             self._bridges += Counter()  # drops those at zero
+
+    def _may_dial(self, relay: PeerId) -> bool:
+        now = trio.current_time()
+        if relay not in self._asked:
+            self._asked[relay] = Allowance(ASKED_AT_ONCE, ASKED_PER_SECOND, now)
+        return self._asked[relay].take(now)
 
     async def _take_offer(self, net_stream: Any) -> None:  # noqa: ANN401 (libp2p's NetStream)
         """A relay connects somebody to this node."""
