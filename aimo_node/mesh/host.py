@@ -209,7 +209,9 @@ class MeshHost:
         Raises:
             NetworkError: there is none, or the peer does not speak the protocol.
         """
-        for connection in self._live_connections(ID.from_base58(peer)):
+        connections = self._live_connections(ID.from_base58(peer))
+        # one without the link would be closed, and the stream with it
+        for connection in sorted(connections, key=self._carries_link, reverse=True):
             if connection.muxed_conn.path == "direct":
                 try:
                     return await self._negotiate(connection, protocol)

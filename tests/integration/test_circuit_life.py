@@ -10,6 +10,7 @@ from aimo_node.mesh.circuits import client
 from aimo_node.mesh.circuits.quotas import CircuitLimits
 from aimo_node.mesh.fixes import circuit_messages
 from aimo_node.mesh.fixes.circuit_messages import Reservation
+from aimo_node.mesh.fixes.library import ID, Multiaddr
 from tests.integration.circuit_parties import LOOPBACK, parties, triangle, until
 
 
@@ -65,3 +66,25 @@ async def test_a_node_does_not_ask_a_relay_more_often_than_the_relay_bears(monke
                 await edge.circuits.dial(shy.peer, relay.peer, [])
         with pytest.raises(NetworkError, match="asked too often"):
             await edge.circuits.dial(shy.peer, relay.peer, [])
+
+
+async def test_circuits_run_over_the_connection_that_carries_the_link():
+    """Another is closed as soon as it is noticed, and would take the circuit along."""
+    async with triangle() as (relay, provider, edge):
+        for party in (provider, edge):
+            peer_id = ID.from_base58(relay.peer)
+            address = Multiaddr(relay.host.addresses()[0].partition("/p2p/")[0])
+            spare = await party.host._swarm.dial_addr(address, peer_id)
+            known = party.host._swarm.connections[peer_id]
+            known.remove(spare)
+            known.insert(0, spare)
+        await until(lambda: len(relay.host._swarm.get_connections()) == 4)
+        for known in relay.host._swarm.connections.values():
+            known.reverse()
+        link = await edge.network.connect(provider.peer)
+        for party in (provider, edge):
+            spare, linked = party.host._swarm.connections[ID.from_base58(relay.peer)]
+            await spare.close()
+            assert not linked.is_closed
+        assert len(await edge.ask(provider.peer, 5)) == 6
+        assert edge.network.link(provider.peer) is link
