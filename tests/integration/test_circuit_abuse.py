@@ -19,7 +19,8 @@ from aimo_node.mesh.fixes.circuit_messages import (
 from aimo_node.mesh.fixes.library import ID
 from aimo_node.mesh.host import HostLimits
 from aimo_node.mesh.identity import KeyPair
-from tests.integration.circuit_parties import parties, triangle, until
+from aimo_node.protocol.limits import ADDRESS_CHARS_MAX
+from tests.integration.circuit_parties import LOOPBACK, parties, triangle, until
 
 NOISE = b"\x13/multistream/1.0.0\n\x07/noise\n"
 HANDSHAKES = {
@@ -149,3 +150,16 @@ async def test_members_that_open_circuits_in_a_flood_cut_nobody_off():
                 nursery.start_soon(open_circuits, flood)
         assert provider.network.link(relay.peer) is link
         assert not link.closed.is_set()
+
+
+async def test_addresses_of_a_relay_that_no_descriptor_can_hold_are_left_out():
+    """The provider could else announce nothing at all."""
+    async with parties() as start:
+        relay = await start("relay", Role.RELAY, listen=LOOPBACK)
+        long = f"/dns4/{'a' * 180}/tcp/4001/p2p/{relay.peer}"
+        relay.relay._addresses = lambda: (long, *relay.host.addresses())
+        provider = await start("provider", Role.PROVIDER, relays=[relay])
+        await provider.join(relay)
+        await provider.reserved(relay)
+        (address,) = provider.addresses()
+        assert len(address) <= ADDRESS_CHARS_MAX

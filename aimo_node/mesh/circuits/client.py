@@ -31,6 +31,7 @@ from aimo_node.mesh.link import Link
 from aimo_node.mesh.link_stream import LinkStream
 from aimo_node.mesh.network import MeshNetwork
 from aimo_node.mesh.observer import IdleObserver
+from aimo_node.protocol.limits import ADDRESS_CHARS_MAX
 
 log = structlog.get_logger()
 
@@ -284,8 +285,10 @@ class Circuits(IdleObserver):
         suffix = f"/p2p/{link.peer}"
         ways = [f"{link.stream.remote_address}{suffix}"] if link.stream.initiator else []
         ways += [way for way in granted.addresses if way.endswith(suffix) and not is_circuit(way)]
-        tail = f"{_CIRCUIT}{self._network.peer}"
-        return tuple(f"{way}{tail}" for way in dict.fromkeys(ways))[:ADDRESSES_PER_RELAY_MAX]
+        circuits = [f"{way}{_CIRCUIT}{self._network.peer}" for way in dict.fromkeys(ways)]
+        # one that is too long would keep the whole descriptor from being announced
+        fitting = [address for address in circuits if len(address) <= ADDRESS_CHARS_MAX]
+        return tuple(fitting[:ADDRESSES_PER_RELAY_MAX])
 
     def _note_refusal(self, relay: PeerId, reason: str) -> None:
         known = self._refusals.get(relay)
