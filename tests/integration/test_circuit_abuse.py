@@ -156,7 +156,7 @@ async def test_addresses_of_a_relay_that_no_descriptor_can_hold_are_left_out():
     """The provider could else announce nothing at all."""
     async with parties() as start:
         relay = await start("relay", Role.RELAY, listen=LOOPBACK)
-        long = f"/dns4/{'a' * 180}/tcp/4001/p2p/{relay.peer}"
+        long = f"/dns4/{'.'.join(['a' * 60] * 3)}/tcp/4001/p2p/{relay.peer}"
         relay.relay._addresses = lambda: (long, *relay.host.addresses())
         provider = await start("provider", Role.PROVIDER, relays=[relay])
         await provider.join(relay)
