@@ -145,9 +145,7 @@ async def grant_reservation(stream: YamuxStream, reservation: Reservation) -> No
     """Tell a peer that it has a reservation. No limit is named, since none is near."""
     message = HopMessage(type=HopMessage.STATUS, status=_on_the_wire(Status.OK))
     message.reservation.expire = reservation.expires
-    message.reservation.addrs.extend(
-        Multiaddr(address).to_bytes() for address in reservation.addresses[:_ADDRESSES_MAX]
-    )
+    message.reservation.addrs.extend(_packed(reservation.addresses[:_ADDRESSES_MAX]))
     await _write(stream, message)
 
 
@@ -171,6 +169,16 @@ def _peer_in(message: Any) -> PeerId:  # noqa: ANN401 (a protobuf of libp2p)
     if not is_peer_id(text):
         raise NetworkError("a circuit leads to no peer id")
     return PeerId(text)
+
+
+def _packed(addresses: Sequence[str]) -> list[bytes]:
+    found = []
+    for text in addresses:
+        try:
+            found.append(Multiaddr(text).to_bytes())
+        except (MultiaddrError, ValueError):
+            continue  # of a kind this library does not know, or a name with an underscore
+    return found
 
 
 def _readable(addresses: Sequence[bytes]) -> tuple[str, ...]:

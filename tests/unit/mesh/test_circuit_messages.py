@@ -4,8 +4,18 @@ import pytest
 import trio
 
 from aimo_node.errors import NetworkError
-from aimo_node.mesh.fixes.circuit_messages import read_offer, read_wish
-from aimo_node.mesh.fixes.library import HopMessage, StopMessage, encode_varint_prefixed
+from aimo_node.mesh.fixes.circuit_messages import (
+    Reservation,
+    grant_reservation,
+    read_offer,
+    read_wish,
+)
+from aimo_node.mesh.fixes.library import (
+    HopMessage,
+    Multiaddr,
+    StopMessage,
+    encode_varint_prefixed,
+)
 
 
 class Stream:
@@ -30,3 +40,17 @@ async def test_a_long_peer_id_costs_no_more_than_a_short_one(read, message):
         with pytest.raises(NetworkError, match="no peer id"):
             await read(Stream(wish))
     assert trio.current_time() - started < 2.0
+
+
+async def test_an_address_that_cannot_be_packed_does_not_keep_a_reservation_from_being_granted():
+    """The names of containers have underscores, for one; the other addresses are told."""
+    sent = bytearray()
+
+    class Answer:
+        async def write(self, data: bytes) -> None:
+            sent.extend(data)
+
+    addresses = ("/dns4/my_relay/tcp/4001", "/what/ever", "/ip4/192.0.2.1/tcp/4001")
+    await grant_reservation(Answer(), Reservation(1, addresses))
+    answer = HopMessage.FromString(bytes(sent[1:]))
+    assert [str(Multiaddr(raw)) for raw in answer.reservation.addrs] == list(addresses[2:])
