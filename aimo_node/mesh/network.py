@@ -187,10 +187,12 @@ class MeshNetwork:
     async def close(self) -> None:
         """End all links with a GoAway and wait until they have gone."""
         links = list(self._living)
-        for link in links:
-            link.close(CloseCode.Normal, "the node is shutting down")
-        for link in links:
-            await link.ended.wait()
+        # with the link to a relay end the circuits, and what is on its way on them
+        for group in ([one for one in links if one.path == "circuit"], links):
+            for link in group:
+                link.close(CloseCode.Normal, "the node is shutting down")
+            for link in group:
+                await link.ended.wait()
 
     def statistics(self) -> NetworkStatistics:
         """A snapshot."""

@@ -88,3 +88,22 @@ async def test_circuits_run_over_the_connection_that_carries_the_link():
             assert not linked.is_closed
         assert len(await edge.ask(provider.peer, 5)) == 6
         assert edge.network.link(provider.peer) is link
+
+
+async def test_a_node_that_shuts_down_does_not_cut_off_the_end_of_an_answer():
+    """What waits at the relay for its turn is lost when the link to the relay ends."""
+    limits = CircuitLimits(member_bytes_per_second=400_000)
+    async with triangle(limits=limits) as (relay, provider, edge), trio.open_nursery() as nursery:
+        answers = []
+
+        async def ask() -> None:
+            answers.append(await edge.ask(provider.peer, 800))
+
+        nursery.start_soon(ask)
+        await until(lambda: relay.relay.bytes_carried > 50_000)
+        provider.network.drain()
+        await provider.network.wait_idle()
+        await provider.network.close()
+        provider.end()
+        await until(lambda: answers != [])
+        assert len(answers[0]) == 801
