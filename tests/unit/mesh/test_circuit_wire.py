@@ -28,4 +28,4 @@ async def test_a_circuit_on_which_much_has_arrived_lets_others_have_their_turn()
         for _ in range(100):
             assert await wire.receive()
         nursery.cancel_scope.cancel()
-    assert turns >= 99
+    assert turns >= 90
