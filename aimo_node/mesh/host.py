@@ -209,7 +209,9 @@ class MeshHost:
         Raises:
             NetworkError: there is none, or the peer does not speak the protocol.
         """
-        for connection in self._live_connections(ID.from_base58(peer)):
+        connections = self._live_connections(ID.from_base58(peer))
+        # one without the link would be closed, and the stream with it
+        for connection in sorted(connections, key=self._carries_link, reverse=True):
             if connection.muxed_conn.path == "direct":
                 try:
                     return await self._negotiate(connection, protocol)
@@ -229,17 +231,19 @@ class MeshHost:
         """
         circuit = CircuitStream(net_stream.muxed_stream)
         try:
-            connection = await self._swarm.upgrade_outbound_raw_conn(
-                _raw(circuit, initiator=True), ID.from_base58(peer)
-            )
+            with trio.fail_after(self._limits.handshake_seconds_max):
+                connection = await self._swarm.upgrade_outbound_raw_conn(
+                    _raw(circuit, initiator=True), ID.from_base58(peer)
+                )
             stream = self._as_link_stream(
                 await self._negotiate(connection, self._protocol), initiator=True
             )
         except BaseException as error:
             with trio.CancelScope(shield=True):
                 await net_stream.reset()
-            if isinstance(error, (*LIBRARY_ERRORS, trio.TooSlowError)):
-                raise NetworkError(f"no answer from the far end: {error}") from error
+            if isinstance(error, Exception):  # Noise raises whatever its parts raise
+                reason = str(error) or type(error).__name__
+                raise NetworkError(f"no answer from the far end: {reason}") from error
             raise
         self._nursery.start_soon(_release_with, circuit, net_stream)
         return stream
@@ -254,8 +258,9 @@ class MeshHost:
         try:
             await self._swarm.upgrade_inbound_raw_conn(_raw(circuit, initiator=False), _NOWHERE)
             await circuit.closed.wait()
-        except LIBRARY_ERRORS as error:
-            raise NetworkError(f"no handshake over the circuit: {error}") from error
+        except Exception as error:  # Noise raises whatever its parts raise
+            reason = str(error) or type(error).__name__
+            raise NetworkError(f"no handshake over the circuit: {reason}") from error
 
     async def disconnect(self, peer: PeerId) -> None:
         """Close every connection to `peer`."""

@@ -6,6 +6,7 @@ connection when a read or write is cancelled half-way.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, Protocol
 
 import structlog
@@ -96,8 +97,20 @@ class LinkObserver(Protocol):
         """A Heartbeat, Descriptor, Directory, Subscribe or Receipt arrived."""
 
 
+def _never(_link: Link) -> bool:
+    return False
+
+
 class Link:
-    """The one link to a peer. Owned by the network; `run` is its life."""
+    """The one link to a peer. Owned by the network; `run` is its life.
+
+    Args:
+        stream: what it runs on.
+        session: the protocol on it.
+        observer: hears what happens.
+        handler: answers requests; None if this node serves none.
+        is_needed: whether it has to stay although it drains and nothing runs on it.
+    """
 
     def __init__(
         self,
@@ -106,6 +119,7 @@ class Link:
         observer: LinkObserver,
         *,
         handler: RequestHandler | None = None,
+        is_needed: Callable[[Link], bool] = _never,
     ) -> None:
         self.stream = stream
         self.session = session
@@ -126,6 +140,7 @@ class Link:
         self._ended_by_peer = False
         self._observer = observer
         self._handler = handler
+        self._is_needed = is_needed
         self._exchanges: dict[RequestId, LinkExchange] = {}
         self._served: dict[RequestId, ServedRequest] = {}
         self._output = Parking()
@@ -288,9 +303,12 @@ class Link:
             latest = trio.current_time() + limits.PING_SECONDS
             await trio.sleep_until(min(session.next_deadline(), latest))
             self._handle(session.handle_deadline(trio.current_time()))
-            if session.draining and self.opened.is_set() and not session.busy:
+            if session.draining and self.opened.is_set() and not self._is_in_use():
                 self.close(CloseCode.Normal, "drained")
             self._output.wake()
+
+    def _is_in_use(self) -> bool:
+        return self.session.busy or self._is_needed(self)
 
     async def _say_goodbye(self) -> None:
         try:

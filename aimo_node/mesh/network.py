@@ -9,7 +9,7 @@ from typing import Final, Protocol
 import structlog
 import trio
 
-from aimo_node.domain.ids import PeerId
+from aimo_node.domain.ids import PeerId, Role
 from aimo_node.errors import CloseCode, CodedError, Draining, NetworkError, PermissionDenied
 from aimo_node.mesh.exchange import LinkExchange
 from aimo_node.mesh.link import ByteStream, Link, LinkObserver
@@ -114,9 +114,10 @@ class MeshNetwork:
             del self._addresses[next(iter(self._addresses))]  # the one named longest ago
         self._addresses[peer] = tuple(addresses[:ADDRESSES_PER_PEER_MAX])
 
-    def knows(self, peer: PeerId) -> bool:
-        """Whether an address of the peer is known."""
-        return peer in self._addresses
+    def learn(self, peer: PeerId, addresses: Sequence[str]) -> None:
+        """Where a peer can be dialled, too; tried before what was known."""
+        known = self._addresses.get(peer, ())
+        self.remember(peer, tuple(dict.fromkeys([*addresses, *known])))
 
     def forget(self, peer: PeerId) -> None:
         """The peer has left the mesh."""
@@ -190,10 +191,12 @@ class MeshNetwork:
     async def close(self) -> None:
         """End all links with a GoAway and wait until they have gone."""
         links = list(self._living)
-        for link in links:
-            link.close(CloseCode.Normal, "the node is shutting down")
-        for link in links:
-            await link.ended.wait()
+        # with the link to a relay end the circuits, and what is on its way on them
+        for group in ([one for one in links if one.path == "circuit"], links):
+            for link in group:
+                link.close(CloseCode.Normal, "the node is shutting down")
+            for link in group:
+                await link.ended.wait()
 
     def statistics(self) -> NetworkStatistics:
         """A snapshot."""
@@ -298,7 +301,14 @@ class MeshNetwork:
         session = Session(self._admission, stream.peer, trio.current_time())
         if self._draining:
             session.drain()
-        return Link(stream, session, self, handler=self._handler)
+        return Link(
+            stream, session, self, handler=self._handler, is_needed=self._may_carry_circuits
+        )
+
+    def _may_carry_circuits(self, link: Link) -> bool:
+        """Whether links of this node run through the peer: they end with the link to it."""
+        is_way = link.path == "direct" and Role.RELAY in link.roles
+        return is_way and any(other.path == "circuit" for other in self._living)
 
     async def _live(self, link: Link) -> None:
         self._living.add(link)

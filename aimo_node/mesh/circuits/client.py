@@ -4,8 +4,10 @@ dials through the relays of others."""
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 
 import structlog
@@ -13,6 +15,7 @@ import trio
 
 from aimo_node.domain.ids import PeerId, Role, is_peer_id
 from aimo_node.errors import AimoError, CloseCode, NetworkError
+from aimo_node.mesh.allowance import Allowance
 from aimo_node.mesh.fixes.circuit_messages import (
     HOP_PROTOCOL,
     STOP_PROTOCOL,
@@ -28,13 +31,20 @@ from aimo_node.mesh.link import Link
 from aimo_node.mesh.link_stream import LinkStream
 from aimo_node.mesh.network import MeshNetwork
 from aimo_node.mesh.observer import IdleObserver
+from aimo_node.protocol.limits import ADDRESS_CHARS_MAX
 
 log = structlog.get_logger()
 
 RESERVATIONS_MAX: Final = 2
 """Relays a node is reached through at a time: one, and one for the moment the first dies."""
+RELAYS_PER_PEER_MAX: Final = 4
+"""Of the relays in a peer's addresses those that are asked: each may have to be dialled first."""
 ADDRESSES_PER_RELAY_MAX: Final = 3
 """Of a relay's addresses those that are announced; who has a link to it needs none."""
+ASKED_AT_ONCE: Final = 64
+ASKED_PER_SECOND: Final = 4.0
+"""Circuits asked of one relay, as many as it grants one member. A hundred streams in a second would
+cost the connection to it, and all circuits that work."""
 ANSWER_SECONDS: Final = 5.0
 """For a relay's answer to a reservation, or an offer after its stream: a few round trips."""
 RENEW_SECONDS_MIN: Final = 10.0
@@ -56,7 +66,7 @@ def is_circuit(address: str) -> bool:
 def relays_in(addresses: Iterable[str], peer: PeerId) -> dict[PeerId, list[str]]:
     """The relays that circuit addresses of `peer` name, each with where it can be dialled.
 
-    What is no circuit to this peer is left out.
+    What is no circuit to this peer is left out, and so are relays after the first few.
     """
     found: dict[PeerId, list[str]] = {}
     for address in addresses:
@@ -64,7 +74,7 @@ def relays_in(addresses: Iterable[str], peer: PeerId) -> dict[PeerId, list[str]]
         relay = PeerId(place.rpartition("/p2p/")[2])
         if target == peer and is_peer_id(relay) and relay != peer:
             found.setdefault(relay, []).append(place)
-    return found
+    return dict(islice(found.items(), RELAYS_PER_PEER_MAX))
 
 
 @dataclass(slots=True)
@@ -110,6 +120,10 @@ class Circuits(IdleObserver):
         self._reservations_max = reservations_max
         self._held: dict[PeerId, _Held] = {}
         self._refusals: dict[PeerId, _Refusal] = {}
+        self._bridges: Counter[PeerId] = Counter()
+        """Relays that are linked to just now, for a circuit through them."""
+        self._asked: dict[PeerId, Allowance] = {}
+        """For each relay that was asked for a circuit since it was linked."""
         self._news = trio.Event()
 
     def addresses(self) -> tuple[str, ...]:
@@ -125,10 +139,9 @@ class Circuits(IdleObserver):
         """Keep reservations until cancelled."""
         self._host.serve_raw(STOP_PROTOCOL, self._take_offer)
         while True:
-            now = trio.current_time()
-            for relay in self._due(now):
+            self._news = trio.Event()  # before looking: what happens meanwhile is news, too
+            for relay in self._due(trio.current_time()):
                 await self._reserve(relay)
-            self._news = trio.Event()
             with trio.move_on_at(self._next_look(trio.current_time())):
                 await self._news.wait()
 
@@ -140,6 +153,7 @@ class Circuits(IdleObserver):
     def link_closed(self, link: Link, code: CloseCode, message: str) -> None:
         """With the link to a relay the reservation is gone."""
         if self._network.link(link.peer) is None:
+            self._asked.pop(link.peer, None)
             self._lose(link.peer)
 
     def link_changed(self, link: Link) -> None:
@@ -161,9 +175,9 @@ class Circuits(IdleObserver):
         if relay == self._network.peer:
             raise NetworkError("this node is the relay itself, and has no link to the peer")
         try:
-            if not self._network.knows(relay):
-                self._network.remember(relay, places)
-            await self._network.connect(relay)
+            await self._link_to(relay, places)
+            if not self._may_dial(relay):
+                raise NetworkError("asked too often")
             net_stream = await self._host.open_stream(relay, HOP_PROTOCOL)
         except AimoError as error:
             raise NetworkError(f"relay {relay}: {error}") from error
@@ -177,6 +191,28 @@ class Circuits(IdleObserver):
             raise
         return await self._host.connect_over(net_stream, peer)
 
+    def is_bridge(self, peer: PeerId) -> bool:
+        """Whether a link to this relay is wanted for circuits, which only a direct one is good
+        for."""
+        return self._bridges[peer] > 0
+
+    async def _link_to(self, relay: PeerId, places: Sequence[str]) -> None:
+        if relay not in self._relays and self._network.link(relay) is None:
+            # before what was known: that may be what somebody else made up
+            self._network.learn(relay, places[:ADDRESSES_PER_RELAY_MAX])
+        self._bridges[relay] += 1
+        try:
+            await self._network.connect(relay)
+        finally:
+            self._bridges[relay] -= 1
+            self._bridges += Counter()  # drops those at zero
+
+    def _may_dial(self, relay: PeerId) -> bool:
+        now = trio.current_time()
+        if relay not in self._asked:
+            self._asked[relay] = Allowance(ASKED_AT_ONCE, ASKED_PER_SECOND, now)
+        return self._asked[relay].take(now)
+
     async def _take_offer(self, net_stream: Any) -> None:  # noqa: ANN401 (libp2p's NetStream)
         """A relay connects somebody to this node."""
         stream = net_stream.muxed_stream
@@ -184,13 +220,15 @@ class Circuits(IdleObserver):
         try:
             with trio.fail_after(ANSWER_SECONDS):
                 source = await read_offer(stream)
-                if relay not in self._held:
+                if relay not in self._held or stream.muxed_conn.path != "direct":
                     await answer_offer(stream, Status.PERMISSION_DENIED)
                     return
                 await answer_offer(stream, Status.OK)
             await self._host.accept_over(net_stream)
         except (NetworkError, trio.TooSlowError) as error:
-            log.info("circuit.refused", relay=relay, reason=str(error))
+            # strangers may offer as often as they like
+            say = log.info if relay in self._held else log.debug
+            say("circuit.refused", relay=relay, reason=str(error))
             stream.reset_now()
         else:
             log.debug("circuit.closed", relay=relay, source=source)
@@ -247,8 +285,10 @@ class Circuits(IdleObserver):
         suffix = f"/p2p/{link.peer}"
         ways = [f"{link.stream.remote_address}{suffix}"] if link.stream.initiator else []
         ways += [way for way in granted.addresses if way.endswith(suffix) and not is_circuit(way)]
-        tail = f"{_CIRCUIT}{self._network.peer}"
-        return tuple(f"{way}{tail}" for way in dict.fromkeys(ways))[:ADDRESSES_PER_RELAY_MAX]
+        circuits = [f"{way}{_CIRCUIT}{self._network.peer}" for way in dict.fromkeys(ways)]
+        # one that is too long would keep the whole descriptor from being announced
+        fitting = [address for address in circuits if len(address) <= ADDRESS_CHARS_MAX]
+        return tuple(fitting[:ADDRESSES_PER_RELAY_MAX])
 
     def _note_refusal(self, relay: PeerId, reason: str) -> None:
         known = self._refusals.get(relay)

@@ -140,7 +140,7 @@ class CircuitRelay(IdleObserver):
             return Status.OK
         if not self._is_member(wish) or not self.book.has_reservation(wish, now):
             return Status.NO_RESERVATION
-        if not self.book.has_room(peer, wish):
+        if not self.book.has_room(peer, wish) or not self.book.take_opening(peer, wish, now):
             return Status.RESOURCE_LIMIT_EXCEEDED
         circuit = _Circuit(peer, wish, self.book.open(peer, wish, now=now), self._limits)
         self._running.add(circuit)

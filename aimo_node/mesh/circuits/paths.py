@@ -44,7 +44,7 @@ class Paths:
         """
         direct = [address for address in addresses if not is_circuit(address)]
         circuits = relays_in(addresses, peer)
-        if not circuits:
+        if not circuits or self._circuits.is_bridge(peer):
             return await self._host.dial(peer, direct)
         race = _Race()
         with trio.move_on_after(self._seconds_max):

@@ -8,9 +8,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from aimo_node.domain.ids import PeerId
+from aimo_node.mesh.allowance import Allowance
 
 RESERVATION_SECONDS: Final = 600.0
 """How long a reservation lasts unless it is renewed; it also ends with the member's link."""
+ACCOUNTS_MAX: Final = 4_096
+"""Members whose use is remembered, those without circuits for as long as there is room: else a new
+circuit, or a new link, would be a new allowance."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +29,20 @@ class CircuitLimits:
 
     circuits_per_member_max: int = 64
     """Of those, such that begin or end at one member: an edge keeps links to 64 providers."""
+
+    circuits_per_pair_max: int = 4
+    """Of those, such that one member opened to one other. Two do; the rest is for what is about to
+    end. Else a single member could fill another's places."""
+
+    openings_at_once: int = 64
+    """Circuits one member may ask for, and be asked for, in one go: an edge that starts."""
+
+    asked_per_second: float = 4.0
+    """Circuits one member may ask for in the long run: others take their turn at the same peer."""
+
+    offered_per_second: float = 20.0
+    """Circuits one member is offered in the long run. Each is a stream of the relay's to it, and
+    who opens a hundred in a second loses the connection."""
 
     member_bytes_per_second: float = 64e6
     """Through all circuits of one member, both directions together: half of what a gigabit port
@@ -52,14 +70,26 @@ class Rate:
         return max(0.0, -self._balance / self._per_second)
 
 
+class _Account:
+    """What one member uses, and has used of late."""
+
+    __slots__ = ("asked", "circuits", "offered", "rate")
+
+    def __init__(self, limits: CircuitLimits, now: float) -> None:
+        self.circuits = 0
+        self.rate = Rate(limits.member_bytes_per_second, now)
+        self.asked = Allowance(limits.openings_at_once, limits.asked_per_second, now)
+        self.offered = Allowance(limits.openings_at_once, limits.offered_per_second, now)
+
+
 class CircuitBook:
     """Who has a reservation, and how many circuits run between whom."""
 
     def __init__(self, limits: CircuitLimits) -> None:
         self._limits = limits
         self._expiries: dict[PeerId, float] = {}
-        self._circuits: Counter[PeerId] = Counter()
-        self._rates: dict[PeerId, Rate] = {}
+        self._accounts: dict[PeerId, _Account] = {}
+        self._pairs: Counter[tuple[PeerId, PeerId]] = Counter()
         self.running = 0
         """Circuits at the moment."""
 
@@ -85,26 +115,49 @@ class CircuitBook:
         """The member has gone."""
         self._expiries.pop(member, None)
 
-    def has_room(self, *members: PeerId) -> bool:
+    def has_room(self, source: PeerId, destination: PeerId) -> bool:
         """Whether one more circuit between these members is within the limits."""
-        most = self._limits.circuits_per_member_max
-        return self.running < self._limits.circuits_max and all(
-            self._circuits[member] < most for member in members
+        limits = self._limits
+        return (
+            self.running < limits.circuits_max
+            and self._pairs[source, destination] < limits.circuits_per_pair_max
+            and all(
+                self._accounts[member].circuits < limits.circuits_per_member_max
+                for member in (source, destination)
+                if member in self._accounts
+            )
         )
 
-    def open(self, *members: PeerId, now: float) -> list[Rate]:
+    def take_opening(self, source: PeerId, destination: PeerId, now: float) -> bool:
+        """Note that `source` asks for a circuit; false if it, or its peer, has had too many."""
+        # in this order: who asks too often costs its peer nothing
+        return self._account(source, now).asked.take(now) and self._account(
+            destination, now
+        ).offered.take(now)
+
+    def open(self, source: PeerId, destination: PeerId, now: float) -> list[Rate]:
         """Note a circuit between these members; their rates."""
         self.running += 1
-        for member in members:
-            self._circuits[member] += 1
-            if member not in self._rates:
-                self._rates[member] = Rate(self._limits.member_bytes_per_second, now)
-        return [self._rates[member] for member in members]
+        self._pairs[source, destination] += 1
+        accounts = [self._account(member, now) for member in (source, destination)]
+        for account in accounts:
+            account.circuits += 1
+        return [account.rate for account in accounts]
 
-    def close(self, *members: PeerId) -> None:
+    def close(self, source: PeerId, destination: PeerId) -> None:
         """A circuit between these members is over."""
         self.running -= 1
-        for member in members:
-            self._circuits[member] -= 1
-            if not self._circuits[member]:
-                del self._circuits[member], self._rates[member]
+        self._pairs[source, destination] -= 1
+        if not self._pairs[source, destination]:
+            del self._pairs[source, destination]
+        for member in (source, destination):
+            self._accounts[member].circuits -= 1
+
+    def _account(self, member: PeerId, now: float) -> _Account:
+        account = self._accounts.pop(member, None) or _Account(self._limits, now)
+        self._accounts[member] = account
+        if len(self._accounts) > ACCOUNTS_MAX:
+            # the one used longest ago; circuits_max is far less, so there is one
+            idle = next(one for one, known in self._accounts.items() if not known.circuits)
+            del self._accounts[idle]
+        return account

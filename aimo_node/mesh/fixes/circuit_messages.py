@@ -3,7 +3,7 @@
 It also ends every circuit at fixed limits, answers and relays with pauses of its own, tries a
 broken read again for seconds, closes the wrong circuit when a peer has two, and announces
 reservations it holds for peers that have gone. Its service and its transport are therefore not
-used: `circuit_relay.py` and `circuit.py` speak the protocol, with these messages.
+used: `circuits/hops.py` and `circuits/client.py` speak the protocol, with these messages.
 
 https://github.com/libp2p/specs/blob/master/relay/circuit-v2.md
 """
@@ -36,6 +36,9 @@ STOP_PROTOCOL: Final = "/libp2p/circuit/relay/0.2.0/stop"
 
 _MESSAGE_BYTES_MAX: Final = 4096
 """What the specification allows; a status with sixteen addresses has half of it."""
+
+_PEER_ID_BYTES_MAX: Final = 64
+"""A peer id of an Ed25519 key has 38."""
 
 _ADDRESSES_MAX: Final = 16
 """Addresses of a relay that are read; as many as a descriptor holds."""
@@ -142,9 +145,7 @@ async def grant_reservation(stream: YamuxStream, reservation: Reservation) -> No
     """Tell a peer that it has a reservation. No limit is named, since none is near."""
     message = HopMessage(type=HopMessage.STATUS, status=_on_the_wire(Status.OK))
     message.reservation.expire = reservation.expires
-    message.reservation.addrs.extend(
-        Multiaddr(address).to_bytes() for address in reservation.addresses[:_ADDRESSES_MAX]
-    )
+    message.reservation.addrs.extend(_packed(reservation.addresses[:_ADDRESSES_MAX]))
     await _write(stream, message)
 
 
@@ -162,10 +163,22 @@ def _on_the_wire(status: Status) -> Any:  # noqa: ANN401 (a type of its own in l
 
 
 def _peer_in(message: Any) -> PeerId:  # noqa: ANN401 (a protobuf of libp2p)
-    text = ID(message.peer.id).to_base58()
+    raw = message.peer.id
+    # base 58 of a long one would keep the node busy for whoever asks
+    text = ID(raw).to_base58() if len(raw) <= _PEER_ID_BYTES_MAX else ""
     if not is_peer_id(text):
         raise NetworkError("a circuit leads to no peer id")
     return PeerId(text)
+
+
+def _packed(addresses: Sequence[str]) -> list[bytes]:
+    found = []
+    for text in addresses:
+        try:
+            found.append(Multiaddr(text).to_bytes())
+        except (MultiaddrError, ValueError):
+            continue  # of a kind this library does not know, or a name with an underscore
+    return found
 
 
 def _readable(addresses: Sequence[bytes]) -> tuple[str, ...]:

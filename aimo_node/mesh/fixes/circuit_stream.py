@@ -76,6 +76,8 @@ class CircuitWire:
         self._stream = stream
 
     async def receive(self) -> bytes:
+        # as a socket does: whoever sends small frames must not keep the node to itself
+        await trio.lowlevel.checkpoint()
         try:
             return await self._stream.read(_BURST_BYTES)
         except MuxedStreamEOF:
