@@ -31,7 +31,7 @@ class MemberStore(Protocol):
         """Ban a peer or lift its ban; whether that changed anything."""
 
     def bans(self, now_ms: int) -> tuple[int, frozenset[PeerId]]:
-        """Version of the list, and who is banned while a certificate of theirs still runs."""
+        """Version of the list, and who is banned while a certificate of theirs may still run."""
 
     def members(self) -> Sequence[Member]:
         """Everybody who ever joined or was banned, the oldest first."""

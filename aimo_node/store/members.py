@@ -129,7 +129,9 @@ class SqliteMemberStore:
             if _is_banned(book, peer) == banned:
                 return False
             if banned and len(_running_bans(book, now_ms)) >= BANS_MAX:
-                raise ConfigError(f"{BANS_MAX} bans of peers whose certificates still run: wait")
+                raise ConfigError(
+                    f"{BANS_MAX} bans of peers whose certificates may still run: wait"
+                )
             if not _make_room(book, peer, now_ms):
                 raise ConfigError(f"the book of members is full: {MEMBERS_MAX}")
             _admit(book, peer, 0, now_ms)
@@ -218,9 +220,12 @@ def _is_banned(book: sqlite3.Connection, peer: PeerId) -> bool:
 
 
 def _running_bans(book: sqlite3.Connection, now_ms: int) -> frozenset[PeerId]:
+    """Of peers that may have a certificate that runs: also one that this book knows nothing of, if
+    it was restored from a backup."""
     rows = book.execute(
-        "SELECT peer FROM members WHERE banned_ms IS NOT NULL AND expires_ms > ?",
-        (now_ms - 2 * SKEW_MS,),
+        "SELECT peer FROM members WHERE banned_ms IS NOT NULL"
+        " AND max(expires_ms, banned_ms + ?) > ?",
+        (CERTIFICATE_MS, now_ms - 2 * SKEW_MS),
     )
     return frozenset(PeerId(peer) for (peer,) in rows)
 

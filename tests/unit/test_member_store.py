@@ -114,11 +114,21 @@ def test_a_ban_is_told_only_while_a_certificate_runs(store: SqliteMemberStore) -
     store.add_invite(invite(), NOW)
     store.redeem(invite().id, peer(1), NOW)
     store.set_ban(peer(1), NOW, banned=True)
-    store.set_ban(peer(2), NOW, banned=True)
     assert store.bans(NOW + CERTIFICATE_MS + SKEW_MS)[1] == {peer(1)}
     over = NOW + CERTIFICATE_MS + 3 * SKEW_MS
     assert store.bans(over)[1] == frozenset()
     assert store.renew(peer(1), over) is Refusal.BANNED
+
+
+def test_a_ban_is_told_for_a_week_whatever_the_book_knows_of_certificates(
+    store: SqliteMemberStore,
+) -> None:
+    """A book that was restored knows nothing of who joined or renewed after it was copied."""
+    store.enrol(peer(1), Role.EDGE, NOW - 3 * CERTIFICATE_MS)
+    for number in (1, 2):
+        store.set_ban(peer(number), NOW, banned=True)
+    assert store.bans(NOW + CERTIFICATE_MS + SKEW_MS)[1] == {peer(1), peer(2)}
+    assert store.bans(NOW + CERTIFICATE_MS + 3 * SKEW_MS)[1] == frozenset()
 
 
 def test_a_ban_of_somebody_who_never_joined_makes_no_member(store: SqliteMemberStore) -> None:
