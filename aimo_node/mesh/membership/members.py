@@ -41,8 +41,9 @@ CHECK_SECONDS: Final = 5.0
 """How long after its certificate's end, at most, a peer may begin something new."""
 EXPIRED_SECONDS: Final = 600.0
 """What still runs on a link then may take as long as a request takes."""
-TELL_AGAIN_SECONDS: Final = (1.0, 3.0, 10.0, 30.0)
-"""After these a member is told of a ban again that did not hear it."""
+TELL_AGAIN_SECONDS: Final = (0.5, 1.0, 2.0, 4.0, 4.0, 4.0, 4.0)
+"""After these a member is told of a ban again that did not hear it: as long as one may be busy with
+questions of strangers, and a newer ban does not wait for longer than the longest."""
 _CHUNK_BYTES: Final = 32_000
 
 
@@ -91,6 +92,7 @@ class Members(IdleObserver):
         self._exchanges: Counter[str] = Counter()
         self._allowances: OrderedDict[str, Allowance] = OrderedDict()
         self._expired: dict[Link, float] = {}
+        self._telling: set[PeerId] = set()
 
     @property
     def own(self) -> PeerId:
@@ -161,22 +163,28 @@ class Members(IdleObserver):
 
     def _tell(self, peer: PeerId) -> None:
         """Only relays hand on what they hear: everybody is linked to one."""
-        if self._is_relay and self._nursery is not None and peer != self._credential.peer:
-            self._nursery.start_soon(self._push, peer, self._credential.sealed_bans)
+        is_other = peer != self._credential.peer and peer not in self._telling
+        if self._is_relay and self._nursery is not None and is_other:
+            self._telling.add(peer)
+            self._nursery.start_soon(self._push, peer)
 
-    async def _push(self, peer: PeerId, sealed: bytes) -> None:
-        """Tell one peer, more than once if need be: strangers may keep it busy."""
-        for pause in (*TELL_AGAIN_SECONDS, None):
-            problem = await self._tell_once(peer, sealed)
-            if problem is None:
-                return
-            log.info("bans.not_told", peer=peer, reason=problem, again_in_seconds=pause)
-            if pause is None:
-                return
-            await trio.sleep(pause)
-            is_old = sealed is not self._credential.sealed_bans
-            if is_old or self._network is None or self._network.link(peer) is None:
-                return  # who comes back is told then
+    async def _push(self, peer: PeerId) -> None:
+        """Tell one peer the latest, more than once if need be: strangers may keep it busy."""
+        pauses = iter(TELL_AGAIN_SECONDS)
+        try:
+            while self._network is not None and self._network.link(peer) is not None:
+                sealed = self._credential.sealed_bans
+                problem = await self._tell_once(peer, sealed)
+                if problem is not None:
+                    pause = next(pauses, None)
+                    log.info("bans.not_told", peer=peer, reason=problem, again_in_seconds=pause)
+                    if pause is None:
+                        return
+                    await trio.sleep(pause)
+                elif sealed is self._credential.sealed_bans:
+                    return
+        finally:
+            self._telling.discard(peer)
 
     async def _tell_once(self, peer: PeerId, sealed: bytes) -> str | None:
         """Why the peer did not hear it; None if it did."""
