@@ -137,7 +137,7 @@ class SqliteMemberStore:
             _admit(book, peer, 0, now_ms)
             since = now_ms if banned else None
             book.execute("UPDATE members SET banned_ms = ? WHERE peer = ?", (since, peer))
-            _next_bans(book, now_ms)
+            _next(book, "bans")
             if not banned:  # one who was banned before it ever joined is a stranger again
                 book.execute("DELETE FROM members WHERE peer = ? AND issued_ms = 0", (peer,))
             return True
@@ -203,15 +203,6 @@ def _next(book: sqlite3.Connection, counter: str) -> int:
     book.execute("UPDATE counters SET value = value + 1 WHERE name = ?", (counter,))
     (value,) = book.execute("SELECT value FROM counters WHERE name = ?", (counter,)).fetchone()
     return int(value)
-
-
-def _next_bans(book: sqlite3.Connection, now_ms: int) -> None:
-    """Begin a new version of the list: the time, so that a book that was restored from a backup
-    does not begin again with versions that members have seen, and take for old."""
-    book.execute(
-        "UPDATE counters SET value = max(value + 1, ?) WHERE name = 'bans'",
-        (now_ms,),
-    )
 
 
 def _is_banned(book: sqlite3.Connection, peer: PeerId) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -177,20 +176,6 @@ def test_a_book_of_a_newer_version_is_left_alone(tmp_path: Path) -> None:
     book.close()
     with pytest.raises(ConfigError, match="newer aimo"):
         SqliteMemberStore(path)
-
-
-def test_a_ban_after_a_backup_was_restored_is_newer_than_all_before(tmp_path: Path) -> None:
-    """Members pass over a list that is no newer than theirs: nothing would be put into force."""
-    path, backup = tmp_path / "members.sqlite", tmp_path / "backup"
-    store = SqliteMemberStore(path)
-    shutil.copy(path, backup)
-    for banned in (True, False, True):
-        store.set_ban(peer(1), NOW, banned=banned)
-    known, _ = store.bans(NOW)
-    shutil.copy(backup, path)
-    restored = SqliteMemberStore(path)
-    restored.set_ban(peer(2), NOW + 1_000, banned=True)
-    assert restored.bans(NOW + 1_000)[0] > known
 
 
 def test_a_full_book_forgets_who_has_been_away_longest_and_nobody_else(
