@@ -9,7 +9,7 @@ from typing import Final, Protocol
 import structlog
 import trio
 
-from aimo_node.domain.ids import PeerId
+from aimo_node.domain.ids import PeerId, Role
 from aimo_node.errors import CloseCode, CodedError, Draining, NetworkError, PermissionDenied
 from aimo_node.mesh.exchange import LinkExchange
 from aimo_node.mesh.link import ByteStream, Link, LinkObserver
@@ -130,6 +130,11 @@ class MeshNetwork:
         """The open link to a peer."""
         return self._links.get(peer)
 
+    def rights(self, peer: PeerId) -> Role:
+        """The roles a peer may act in: none without a link that admits it now."""
+        link = self._links.get(peer)
+        return link.rights if link is not None else Role.NONE
+
     async def connect(self, peer: PeerId) -> Link:
         """The link to a peer, dialled if there is none.
 
@@ -157,6 +162,8 @@ class MeshNetwork:
                 link = await self.connect(peer)
             except PermissionDenied as error:
                 raise NetworkError(error.message) from error
+        if peer != self.peer and Role.PROVIDER not in link.rights:
+            raise NetworkError(f"the certificate of {peer} is not for the role provider")
         return link.open_exchange(request)
 
     @property

@@ -163,7 +163,9 @@ class Circuits(IdleObserver):
         try:
             if not self._network.knows(relay):
                 self._network.remember(relay, places)
-            await self._network.connect(relay)
+            link = await self._network.connect(relay)
+            if Role.RELAY not in link.roles:
+                raise NetworkError("it does not act as one")
             net_stream = await self._host.open_stream(relay, HOP_PROTOCOL)
         except AimoError as error:
             raise NetworkError(f"relay {relay}: {error}") from error

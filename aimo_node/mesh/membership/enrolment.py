@@ -24,6 +24,9 @@ FIRST_JOIN_SECONDS: Final = 30.0
 """As for the first link: an authority that starts at the same time is up by then."""
 BACKOFF_SECONDS: Final = 0.5
 BACKOFF_SECONDS_MAX: Final = 5.0
+EAGER_SECONDS: Final = 2.0
+"""Within this time of its start a node that was given an invite shows that it is a member: else one
+whose authority has lost its book would only notice when the invite is no good any more."""
 RENEW_SECONDS: Final = 60.0
 """How often a certificate is looked at, and a renewal that failed is tried again: by then half a
 week is left."""
@@ -64,6 +67,7 @@ class Enrolment:
         self._credential = credential
         self._members = members
         self._chance = chance
+        self._was_answered = False
 
     async def obtain(self, host: Asker) -> None:
         """Return once there is a certificate that does.
@@ -91,11 +95,16 @@ class Enrolment:
 
     async def run(self, host: Asker) -> None:
         """Renew when half of the certificate's life is over, until cancelled."""
+        is_eager = bool(self._home.invite) and not self._was_answered
+        if is_eager:
+            await trio.sleep(EAGER_SECONDS * self._chance.random())
         while True:
-            await trio.sleep(RENEW_SECONDS * (0.5 + self._chance.random() / 2))
-            certificate = self._credential.certificate
-            if certificate is not None and self._credential.now_ms < certificate.renew_at_ms:
-                continue
+            if not is_eager:
+                await trio.sleep(RENEW_SECONDS * (0.5 + self._chance.random() / 2))
+                certificate = self._credential.certificate
+                if certificate is not None and self._credential.now_ms < certificate.renew_at_ms:
+                    continue
+            is_eager = False
             try:
                 await self._ask_all(host)
             except AimoError as error:
@@ -113,7 +122,8 @@ class Enrolment:
             self._take(granted, self._credential.peer)
             return
         problem = NetworkError("there is nobody to ask for a certificate")
-        for peer, addresses in self._home.addresses.items():
+        linked = [peer for peer in self._members.relays() if peer not in self._home.addresses]
+        for peer, addresses in [*self._home.addresses.items(), *((one, ()) for one in linked)]:
             try:
                 answer = await self._ask_one(host, peer, addresses)
             except NetworkError as error:
@@ -151,7 +161,9 @@ class Enrolment:
         if reason is Refusal.CLOCK:
             problem = clock_problem(answer.now_ms, self._credential.now_ms)
             message = f"{problem or 'this clock is wrong'}: set it, best by NTP"
-        if reason.is_final:
+        is_stranger = reason is Refusal.NOT_A_MEMBER
+        may_redeem = bool(self._home.invite) and peer not in self._home.inviters
+        if reason.is_final and not (is_stranger and may_redeem):
             raise JoinFailed(f"cannot join the mesh: {message}")
         return NetworkError(f"{peer}: {message}")
 
@@ -163,5 +175,7 @@ class Enrolment:
             self._members.learn_bans(granted.bans)
         except RemoteProtocolError as error:
             raise NetworkError(f"{peer} gave a list of bans that does not do: {error}") from error
+        self._was_answered = True
+        self._members.show(granted.certificate)
         certificate = self._credential.certificate
         log.info("certificate.taken", authority=peer, serial=certificate and certificate.serial)
