@@ -31,6 +31,9 @@ RENEW_SECONDS: Final = 60.0
 """How often a certificate is looked at, and a renewal that failed is tried again: by then half a
 week is left."""
 
+PROBLEMS_TOLD_MAX: Final = 3
+"""Of those that were asked; the authority's own node comes first in an invite."""
+
 _AWAY: Final = (
     "the authority of the mesh must answer for a node to join: members go on without it, and"
     " joining works when it is back"
@@ -121,19 +124,20 @@ class Enrolment:
             granted = await self._home.authority.enrol(self._credential.peer, self._home.roles)
             self._take(granted, self._credential.peer)
             return
-        problem = NetworkError("there is nobody to ask for a certificate")
+        problems: list[str] = []
         linked = [peer for peer in self._members.relays() if peer not in self._home.addresses]
         for peer, addresses in [*self._home.addresses.items(), *((one, ()) for one in linked)]:
             try:
                 answer = await self._ask_one(host, peer, addresses)
+                if isinstance(answer, Granted):
+                    self._take(answer, peer)
+                    return
+                problem = self._weigh(answer, peer)
             except NetworkError as error:
-                problem = error
-                continue
-            if isinstance(answer, Granted):
-                self._take(answer, peer)
-                return
-            problem = self._weigh(answer, peer)
-        raise problem
+                problem = error.message
+            problems.append(problem if peer in problem else f"{peer}: {problem}")
+        said = problems[:PROBLEMS_TOLD_MAX] or ["there is nobody to ask for a certificate"]
+        raise NetworkError("; ".join(said))
 
     async def _ask_one(self, host: Asker, peer: PeerId, addresses: Sequence[str]) -> Answer:
         """Renew if this node is a member for all it does, else redeem the invite."""
@@ -150,9 +154,10 @@ class Enrolment:
                 answer = await ask(host, peer, addresses, redeem)
         return answer
 
-    def _weigh(self, answer: Answer, peer: PeerId) -> NetworkError:
+    def _weigh(self, answer: Answer, peer: PeerId) -> str:
+        """Why that is no certificate. Raises JoinFailed if nobody else need be asked."""
         if not isinstance(answer, Refused):
-            return NetworkError(f"{peer} answers something else than was asked")
+            return "it answers something else than was asked"
         try:
             reason = Refusal(answer.reason)
         except ValueError:  # of a newer version
@@ -165,7 +170,7 @@ class Enrolment:
         may_redeem = bool(self._home.invite) and peer not in self._home.inviters
         if reason.is_final and not (is_stranger and may_redeem):
             raise JoinFailed(f"cannot join the mesh: {message}")
-        return NetworkError(f"{peer}: {message}")
+        return message
 
     def _take(self, granted: Granted, peer: PeerId) -> None:
         problem = self._credential.install(granted.certificate)

@@ -240,7 +240,7 @@ class Members(IdleObserver):
             return self._refused(Refusal.BUSY, "the authority cannot use its book now")
 
     async def _pass_on(self, peer: PeerId, question: Redeem | Renew | PassOn) -> Answer:
-        """What the authority says, if one of the relays linked is it; one relay on the way at most."""
+        """What the authority says, if one of the relays linked is it: one on the way at most."""
         if not self._is_relay or self._host is None or isinstance(question, PassOn):
             message = "this node is not the authority of the mesh"
             return self._refused(Refusal.NOT_AUTHORITY, message)
