@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from aimo_node.cli.flags import edge_flags, join_file_flag, load_from, node_flags, provider_flags
+from aimo_node.cli.flags import (
+    authority_flag,
+    edge_flags,
+    join_file_flag,
+    load_from,
+    node_flags,
+    provider_flags,
+    relay_flags,
+)
 
 if TYPE_CHECKING:
     from aimo_node.assembly.doctor.finding import Finding
@@ -28,6 +36,8 @@ _UP: Final = "up"
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 @node_flags
 @join_file_flag
+@authority_flag
+@relay_flags
 @provider_flags
 @edge_flags
 @click.pass_context

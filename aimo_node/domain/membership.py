@@ -140,8 +140,8 @@ def _time_problem(certificate: Certificate, now_ms: int) -> str | None:
     if certificate.issued_ms > now_ms + SKEW_MS:
         seconds = (certificate.issued_ms - now_ms) / 1000
         return (
-            f"the certificate begins {seconds:.0f} s in the future: the clock of this machine, or"
-            " that of the authority, is wrong"
+            f"the certificate begins {seconds:.0f} s in the future, by the clock of whoever says"
+            " this: that clock is behind the authority's, or the authority's was ahead"
         )
     return None
 

@@ -156,6 +156,11 @@ class Link:
         return Role(hello.roles & int(~Role.NONE)) if hello is not None else Role.NONE
 
     @property
+    def rights(self) -> Role:
+        """The roles the peer may act in now."""
+        return self.session.rights
+
+    @property
     def usable(self) -> bool:
         """Whether new requests may go over this link."""
         return self.opened.is_set() and not self.closed.is_set() and not self.draining
@@ -222,6 +227,11 @@ class Link:
         """Ask the peer whether it admits us, too: see `welcome`."""
         self.session.probe(trio.current_time())
         self._flush_now()
+
+    def expire(self) -> None:
+        """What admitted the peer has ended: as `drain`, and it may act in no role any more."""
+        self.session.expire()
+        self.flush()
 
     def drain(self) -> None:
         """Take no new requests over this link; it ends with the last running one."""
@@ -375,7 +385,7 @@ class Link:
     def _serve(self, event: RequestReceived) -> None:
         request_id = RequestId(event.request.request_id)
         try:
-            if Role.EDGE not in self.session.rights:
+            if Role.EDGE not in self.rights:
                 raise PermissionDenied("the certificate of this node is not for the role edge")
             if self._handler is None or self._nursery is None:
                 raise ModelNotFound("this node serves no models")

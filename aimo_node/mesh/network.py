@@ -135,6 +135,11 @@ class MeshNetwork:
         """Every link that has not ended, also those that were replaced and still serve."""
         return iter(list(self._living))
 
+    def rights(self, peer: PeerId) -> Role:
+        """The roles a peer may act in: none without a link that admits it now."""
+        link = self._links.get(peer)
+        return link.rights if link is not None else Role.NONE
+
     async def connect(self, peer: PeerId) -> Link:
         """The link to a peer, dialled if there is none.
 
@@ -162,6 +167,8 @@ class MeshNetwork:
                 link = await self.connect(peer)
             except PermissionDenied as error:
                 raise NetworkError(error.message) from error
+        if peer != self.peer and Role.PROVIDER not in link.rights:
+            raise NetworkError(f"the certificate of {peer} is not for the role provider")
         return link.open_exchange(request)
 
     @property

@@ -142,6 +142,22 @@ class SqliteMemberStore:
                 book.execute("DELETE FROM members WHERE peer = ? AND issued_ms = 0", (peer,))
             return True
 
+    def catch_up(self, version: int, banned: frozenset[PeerId], now_ms: int) -> bool:
+        """See `MemberStore.catch_up`. Bans of the book that the list lacks stay in force."""
+        with self._transaction() as book:
+            (own,) = book.execute("SELECT value FROM counters WHERE name = 'bans'").fetchone()
+            if own >= version:
+                return False
+            for peer in sorted(banned):
+                _admit(book, peer, 0, now_ms)
+                book.execute(
+                    "UPDATE members SET banned_ms = coalesce(banned_ms, ?),"
+                    " expires_ms = max(expires_ms, ?) WHERE peer = ?",
+                    (now_ms, now_ms + CERTIFICATE_MS, peer),
+                )
+            book.execute("UPDATE counters SET value = ? WHERE name = 'bans'", (version + 1,))
+            return True
+
     def bans(self, now_ms: int) -> tuple[int, frozenset[PeerId]]:
         """See `MemberStore.bans`."""
         with self._transaction() as book:

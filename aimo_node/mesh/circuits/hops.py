@@ -1,7 +1,7 @@
 """The relay's side of circuits: members reserve, and reach each other through this node.
 
-A member is whoever has an admitted link to this relay. What a circuit carries is sealed between its
-two ends; here it is moved and counted.
+A member is whoever has a link to this relay that admits it now. What a circuit carries is sealed
+between its two ends; here it is moved and counted.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class CircuitRelay(IdleObserver):
             self.book.close(peer, wish)
 
     def _is_member(self, peer: PeerId) -> bool:
-        return self._network.link(peer) is not None
+        return bool(self._network.rights(peer))
 
     async def _connect(self, near: YamuxStream, circuit: _Circuit) -> Status:
         try:
