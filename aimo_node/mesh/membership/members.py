@@ -49,6 +49,9 @@ EXCHANGES_PER_ADDRESS_MAX: Final = 16
 QUESTIONS_MAX: Final = 64
 QUESTIONS_PER_SECOND: Final = 4.0
 """From one IP address: a rack behind one router that joins at once, and then who guesses."""
+RELAY_SHARE: Final = 8
+"""So many times that for a relay of the mesh: it passes on what many ask, and has held each of them
+to its own part already."""
 ADDRESSES_MAX: Final = 4_096
 NETWORK_BITS: Final = 64
 """Of an IPv6 address what one owner has at least."""
@@ -137,8 +140,10 @@ class Members(IdleObserver):
 
     async def serve(self, stream: ByteStream) -> None:
         """Answer one question; whoever asks too much or too slowly is hung up on."""
-        address = asker_of(stream.remote_address)
-        if not self._may_ask(address):
+        address, share = asker_of(stream.remote_address), 1
+        if self._is_relay_of_ours(stream.peer):
+            address, share = stream.peer, RELAY_SHARE
+        if not self._may_ask(address, share):
             await _send(stream, members.encode(self._refused(Refusal.BUSY, "busy: come again")))
             return
         self._exchanges[address] += 1
@@ -308,16 +313,20 @@ class Members(IdleObserver):
     def _refused(self, reason: Refusal, message: str) -> Refused:
         return Refused(int(reason), message, self._credential.now_ms)
 
-    def _may_ask(self, address: str) -> bool:
+    def _is_relay_of_ours(self, peer: PeerId) -> bool:
+        link = self._network.link(peer) if self._network is not None else None
+        return link is not None and Role.RELAY in link.roles & link.rights
+
+    def _may_ask(self, address: str, share: int) -> bool:
         """One bucket for each IP address; the address asked from longest ago is forgotten."""
-        if self._exchanges[address] >= EXCHANGES_PER_ADDRESS_MAX:
+        if self._exchanges[address] >= EXCHANGES_PER_ADDRESS_MAX * share:
             return False
         if self._exchanges.total() >= EXCHANGES_MAX:
             return False
         now = trio.current_time()
         allowance = self._allowances.pop(address, None)
         if allowance is None:
-            allowance = Allowance(QUESTIONS_MAX, QUESTIONS_PER_SECOND, now)
+            allowance = Allowance(QUESTIONS_MAX * share, QUESTIONS_PER_SECOND * share, now)
         self._allowances[address] = allowance
         if len(self._allowances) > ADDRESSES_MAX:
             self._allowances.popitem(last=False)
