@@ -16,7 +16,7 @@ from aimo_node.mesh.fixes.circuit_messages import (
     answer_offer,
     read_offer,
 )
-from aimo_node.mesh.fixes.library import ID
+from aimo_node.mesh.fixes.library import ID, MuxedStreamError
 from aimo_node.mesh.host import HostLimits
 from aimo_node.mesh.identity import KeyPair
 from aimo_node.protocol.limits import ADDRESS_CHARS_MAX
@@ -163,3 +163,16 @@ async def test_addresses_of_a_relay_that_no_descriptor_can_hold_are_left_out():
         await provider.reserved(relay)
         (address,) = provider.addresses()
         assert len(address) <= ADDRESS_CHARS_MAX
+
+
+async def test_a_near_end_that_greets_without_end_is_not_listened_to():
+    """Before Noise nobody knows who it is; libp2p would keep whatever comes."""
+    async with triangle() as (relay, provider, edge):
+        net_stream = await edge.host.open_stream(relay.peer, HOP_PROTOCOL)
+        stream = net_stream.muxed_stream
+        await circuit_messages.ask_for_circuit(stream, provider.peer)
+        with trio.fail_after(8), contextlib.suppress(MuxedStreamError):
+            await stream.write(b"\xff\xff\xff\xff\x03")
+            while True:
+                await stream.write(b"x" * 65_535)
+        assert relay.relay.bytes_carried < 1_000_000
