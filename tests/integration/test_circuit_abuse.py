@@ -176,3 +176,19 @@ async def test_a_near_end_that_greets_without_end_is_not_listened_to():
             while True:
                 await stream.write(b"x" * 65_535)
         assert relay.relay.bytes_carried < 1_000_000
+
+
+async def test_refusals_do_not_fill_the_log_of_a_relay():
+    """A member can have a hundred in a second; twenty tell as much."""
+    async with triangle() as (relay, _, edge), parties() as start:
+        shy = await start("shy", Role.PROVIDER)
+        await shy.join(relay)
+        with structlog.testing.capture_logs() as events:
+            for _ in range(40):
+                stream = await edge.host.open_stream(relay.peer, HOP_PROTOCOL)
+                with pytest.raises(NetworkError, match="no reservation"):
+                    await circuit_messages.ask_for_circuit(stream.muxed_stream, shy.peer)
+                await stream.reset()
+        levels = [one["log_level"] for one in events if one["event"] == "circuit.refused"]
+        assert levels[:20] == ["info"] * 20
+        assert levels.count("debug") >= 5
