@@ -6,6 +6,7 @@ connection when a read or write is cancelled half-way.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -13,6 +14,7 @@ import structlog
 import trio
 
 from aimo_node.domain.ids import PeerId, RequestId, Role
+from aimo_node.domain.links import LinkFacts
 from aimo_node.errors import (
     AimoError,
     CloseCode,
@@ -64,6 +66,10 @@ class ByteStream(Protocol):
     remote_address: str
     path: str
     """How it reaches the peer: `direct`, `circuit` or `local`."""
+    relay: PeerId | None
+    """Who carries it, if it is a circuit."""
+    reason: str
+    """Why it is this path, in a few words."""
 
     async def read(self, max_bytes: int = READ_BYTES) -> bytes:
         """What has arrived; empty at the end. Raises NetworkError."""
@@ -125,6 +131,11 @@ class Link:
         self.session = session
         self.peer = stream.peer
         self.path = stream.path
+        self.reason = stream.reason
+        """Why it is this path; whoever tries another one may say how that went."""
+        self.since = 0.0
+        """When it opened, in seconds since the epoch; 0 before."""
+        self._open_at = 0.0
         self.opened = trio.Event()
         self.closed = trio.Event()
         self.settled = trio.Event()
@@ -169,6 +180,23 @@ class Link:
     def draining(self) -> bool:
         """Whether the peer takes no new requests."""
         return self.session.remote_draining
+
+    @property
+    def round_trip_seconds(self) -> float | None:
+        """As measured last; None before the first answer, milliseconds after the link opened."""
+        return self.session.rtt_seconds
+
+    def facts(self) -> LinkFacts:
+        """Which path this is, why, since when, and how long the way is."""
+        return LinkFacts(
+            path=self.path,
+            relay=self.stream.relay,
+            address=self.stream.remote_address,
+            reason=self.reason,
+            since_ms=round(self.since * 1000),
+            open_seconds=trio.current_time() - self._open_at if self.since else 0.0,
+            round_trip_seconds=self.round_trip_seconds,
+        )
 
     async def run(self) -> None:
         """Live until the link ends, whichever side ends it; then everything on it has ended."""
@@ -378,8 +406,10 @@ class Link:
         if isinstance(event, ProbeAnswered):
             self.welcome.set()
             return
+        self.since, self._open_at = time.time_ns() / 1e9, trio.current_time()
         self.opened.set()
         self.settled.set()
+        self.session.measure(self._open_at)
         self._observer.link_opened(self)
 
     def _serve(self, event: RequestReceived) -> None:

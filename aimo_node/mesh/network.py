@@ -10,6 +10,7 @@ import structlog
 import trio
 
 from aimo_node.domain.ids import PeerId, Role
+from aimo_node.domain.links import LinkFacts
 from aimo_node.errors import CloseCode, CodedError, Draining, NetworkError, PermissionDenied
 from aimo_node.mesh.exchange import LinkExchange
 from aimo_node.mesh.link import ByteStream, Link, LinkObserver
@@ -140,6 +141,11 @@ class MeshNetwork:
         link = self._links.get(peer)
         return link.rights if link is not None else Role.NONE
 
+    def link_facts(self, peer: PeerId) -> LinkFacts | None:
+        """See `ports.peer_network.PeerNetwork`."""
+        link = self._links.get(peer)
+        return None if link is None else link.facts()
+
     async def connect(self, peer: PeerId) -> Link:
         """The link to a peer, dialled if there is none.
 
@@ -213,6 +219,13 @@ class MeshNetwork:
             bytes_in=self._past_bytes[0] + sum(link.bytes_in for link in links),
             bytes_out=self._past_bytes[1] + sum(link.bytes_out for link in links),
         )
+
+    def links_by_path(self) -> dict[str, int]:
+        """How many links are open over which path; each path is named, those without links too."""
+        counts = dict.fromkeys(("direct", "circuit", "local"), 0)
+        for link in self._links.values():
+            counts[link.path] = counts.get(link.path, 0) + 1
+        return counts
 
     def _usable(self, peer: PeerId) -> Link | None:
         link = self._links.get(peer)
@@ -293,6 +306,7 @@ class MeshNetwork:
         asking_end, serving_end = open_pipe(self.peer, self.peer)
         now = trio.current_time()
         asking_end.path = serving_end.path = "local"
+        asking_end.reason = serving_end.reason = "this node itself"
         asking = Link(asking_end, Session(self._admission, self.peer, now), self)
         serving = Link(
             serving_end,

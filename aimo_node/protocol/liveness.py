@@ -32,7 +32,7 @@ class Liveness:
 
     def next_deadline(self) -> float:
         """When `ping_due`, `turned_suspect` or `is_dead` will change next."""
-        deadlines = [max(self._heard, self._pinged) + limits.PING_SECONDS]
+        deadlines = [self._ping_at()]
         if not self.suspect:
             deadlines.append(self._heard + limits.SUSPECT_SECONDS)
         deadlines.append(self._heard + limits.DEAD_SECONDS)
@@ -40,9 +40,12 @@ class Liveness:
 
     def ping_due(self, now: float) -> int | None:
         """The nonce of the Ping to send now, if one is due."""
-        if now < max(self._heard, self._pinged) + limits.PING_SECONDS:
-            return None
-        return self.ping(now)
+        return None if now < self._ping_at() else self.ping(now)
+
+    def _ping_at(self) -> float:
+        """After silence; and now and then without, for a busy link has a round trip, too."""
+        after_silence = max(self._heard, self._pinged) + limits.PING_SECONDS
+        return min(after_silence, self._pinged + limits.MEASURE_SECONDS)
 
     def ping(self, now: float) -> int:
         """The nonce of a Ping that is sent now, due or not."""

@@ -204,6 +204,11 @@ class Session:
         """Send a Ping though none is due; `ProbeAnswered` says that the peer admits us, too."""
         if self.state in _TALKING:
             self._is_probing = True
+            self.measure(now)
+
+    def measure(self, now: float) -> None:
+        """Send a Ping though none is due: its answer is a first round trip."""
+        if self.state in _TALKING:
             self._outbox.put_control(codec.encode(Ping(self._liveness.ping(now))))
 
     def announce(self, frame: Announcement) -> None:

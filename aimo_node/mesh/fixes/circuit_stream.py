@@ -32,6 +32,8 @@ class CircuitStream(ReadWriteCloser):  # type: ignore[misc]
     def __init__(self, stream: YamuxStream) -> None:
         self._stream = stream
         self._handshake_left = HANDSHAKE_BYTES_MAX
+        self.relay = stream.muxed_conn.peer_id
+        """Who carries it."""
         self.closed = trio.Event()
         """Set when this end is closed, by whomever."""
 

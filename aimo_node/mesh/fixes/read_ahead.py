@@ -58,6 +58,7 @@ class BufferedTcpStream(TrioTCPStream):  # type: ignore[misc]
     """A TCP stream with a read-ahead buffer and an address that works for IPv6 too."""
 
     path = "direct"
+    relay = None
 
     def __init__(self, stream: trio.SocketStream) -> None:
         super().__init__(stream)

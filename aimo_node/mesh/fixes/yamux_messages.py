@@ -38,6 +38,8 @@ class LowerStream(Protocol):
     """What a connection runs on: a TCP stream, or a circuit through a relay."""
 
     path: str
+    relay: ID | None
+    """Who carries a circuit."""
 
     def take_wire(self) -> Wire:
         """Hand over what the handshakes were done on."""
@@ -63,6 +65,7 @@ class YamuxConnection(IMuxedConn):  # type: ignore[misc]
         self.secured_conn = session
         self.peer_id = peer_id
         self.path = lower.path
+        self.relay = lower.relay
         self.event_started = trio.Event()
         self.on_close: Callable[[], Awaitable[None]] | None = None  # set by libp2p, not needed
         sealer, self._opener, self._leftover = take_over_ciphers(session)
