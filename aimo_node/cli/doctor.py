@@ -56,8 +56,8 @@ def command(context: click.Context, /, *, role: str | None, as_json: bool, **_fl
     import trio
 
     from aimo_node.assembly.doctor.check import Subject
-    from aimo_node.assembly.doctor.checkup import CHECKS
     from aimo_node.assembly.doctor.examination import examine, has_problem
+    from aimo_node.assembly.doctor.program import possible_checks
     from aimo_node.cli.folders import LOCK_FILE
     from aimo_node.cli.open_files import OPEN_FILES
     from aimo_node.telemetry.logs import configure_logging
@@ -65,7 +65,7 @@ def command(context: click.Context, /, *, role: str | None, as_json: bool, **_fl
     configure_logging("error", "text")
     subject = Subject(lambda: load_from(context), LOCK_FILE, OPEN_FILES, _roles_of(role))
     tell = _say_nothing if as_json else _print
-    findings = trio.run(examine, subject, CHECKS, tell)
+    findings = trio.run(examine, subject, possible_checks(), tell)
     if as_json:
         listed = [finding.to_json() for finding in findings]
         click.echo(json.dumps(listed, ensure_ascii=False, indent=2))
