@@ -360,7 +360,8 @@ class MeshNetwork:
         self._links[link.peer] = link
         self._link_made.set()
         self._link_made = trio.Event()
-        log.info("link.opened", peer=link.peer, path=link.path, roles=link.roles.names)
+        how = {"path": link.path, "reason": link.reason}
+        log.info("link.opened", peer=link.peer, **how, roles=link.roles.names)
         for observer in self._observers:
             observer.link_opened(link)
 

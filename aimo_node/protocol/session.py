@@ -204,12 +204,12 @@ class Session:
         """Send a Ping though none is due; `ProbeAnswered` says that the peer admits us, too."""
         if self.state in _TALKING:
             self._is_probing = True
-            self.measure(now)
+            self._outbox.put_control(codec.encode(Ping(self._liveness.ping(now))))
 
     def measure(self, now: float) -> None:
         """Send a Ping though none is due: its answer is a first round trip."""
         if self.state in _TALKING:
-            self._outbox.put_control(codec.encode(Ping(self._liveness.ping(now))))
+            self._outbox.put_control(codec.encode(Ping(self._liveness.measure(now))))
 
     def announce(self, frame: Announcement) -> None:
         """Send a frame that stands alone; dropped unless the link is open.

@@ -244,6 +244,12 @@ def test_a_round_trip_can_be_measured_at_once() -> None:
     assert isinstance(ping, Ping)
     assert played.hears(Pong(ping.nonce), now=2.25) == []
     assert played.session.rtt_seconds == 0.25
+    again = []
+    for second in range(3, 30):
+        played.hears(Pong(99), now=float(second))
+        played.session.handle_deadline(float(second))
+        again += [second for frame in played.says() if isinstance(frame, Ping)]
+    assert again == [4, 6, 16, 26], "soon again, for a start is noisy; then now and then"
 
 
 def test_a_ping_is_answered() -> None:
