@@ -57,7 +57,7 @@ def command(context: click.Context, /, *, role: str | None, as_json: bool, **_fl
 
     from aimo_node.assembly.doctor.check import Subject
     from aimo_node.assembly.doctor.examination import examine, has_problem
-    from aimo_node.assembly.doctor.program import possible_checks
+    from aimo_node.assembly.doctor.possible import possible_checks
     from aimo_node.cli.folders import LOCK_FILE
     from aimo_node.cli.open_files import OPEN_FILES
     from aimo_node.telemetry.logs import configure_logging

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from aimo_node import __version__
 from aimo_node.assembly.doctor.check import Case, Check
@@ -17,7 +16,7 @@ from aimo_node.config.values import HTTP_OFF
 from aimo_node.domain.ids import Role
 from aimo_node.domain.join import JoinTarget, parse_join
 from aimo_node.errors import ConfigError
-from aimo_node.mesh.fixes.version import LIBP2P_VERSION, require_known_version
+from aimo_node.mesh.fixes.version import LIBP2P_VERSION
 
 PYTHON_MIN: Final = (3, 11)
 OPEN_FILES_MIN: Final = 1024
@@ -121,17 +120,6 @@ def judge_versions(seen: Versions) -> list[Finding]:
 
 
 VERSIONS: Final = Check("version", Layer.VERSION, _read_versions, judge_versions)
-
-
-def possible_checks() -> Sequence[Check[Any]]:
-    """All checks; on another libp2p that of the versions only: the rest cannot be loaded there."""
-    try:
-        require_known_version()
-    except ConfigError:
-        return (VERSIONS,)
-    from aimo_node.assembly.doctor.checkup import CHECKS  # noqa: PLC0415 (loads libp2p)
-
-    return CHECKS
 
 
 @dataclass(frozen=True, slots=True)
