@@ -12,6 +12,7 @@ from aimo_node.domain.ids import PeerId, Role
 from aimo_node.edge.native.providers import provider_view
 from aimo_node.errors import ConfigError
 from aimo_node.mesh.link import Link
+from aimo_node.mesh.link_facts import facts_of
 from aimo_node.mesh.network import MeshNetwork
 
 NODE_PEERS: Final = "node.peers"
@@ -61,7 +62,7 @@ def link_view(link: Link | None) -> dict[str, Any]:
     if link is None:
         names = ("path", "relay", "address", "round_trip_ms", "since", "since_seconds", "reason")
         return dict.fromkeys(names)
-    facts = link.facts()
+    facts = facts_of(link)
     return {
         "path": facts.path,
         "relay": facts.relay,

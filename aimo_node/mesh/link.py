@@ -14,7 +14,6 @@ import structlog
 import trio
 
 from aimo_node.domain.ids import PeerId, RequestId, Role
-from aimo_node.domain.links import LinkFacts
 from aimo_node.errors import (
     AimoError,
     CloseCode,
@@ -135,7 +134,8 @@ class Link:
         """Why it is this path; whoever tries another one may say how that went."""
         self.since = 0.0
         """When it opened, in seconds since the epoch; 0 before."""
-        self._open_at = 0.0
+        self.open_at = 0.0
+        """The same in steady time."""
         self.opened = trio.Event()
         self.closed = trio.Event()
         self.settled = trio.Event()
@@ -185,18 +185,6 @@ class Link:
     def round_trip_seconds(self) -> float | None:
         """As measured last; None before the first answer, milliseconds after the link opened."""
         return self.session.rtt_seconds
-
-    def facts(self) -> LinkFacts:
-        """Which path this is, why, since when, and how long the way is."""
-        return LinkFacts(
-            path=self.path,
-            relay=self.stream.relay,
-            address=self.stream.remote_address,
-            reason=self.reason,
-            since_ms=round(self.since * 1000),
-            open_seconds=trio.current_time() - self._open_at if self.since else 0.0,
-            round_trip_seconds=self.round_trip_seconds,
-        )
 
     async def run(self) -> None:
         """Live until the link ends, whichever side ends it; then everything on it has ended."""
@@ -406,10 +394,10 @@ class Link:
         if isinstance(event, ProbeAnswered):
             self.welcome.set()
             return
-        self.since, self._open_at = time.time_ns() / 1e9, trio.current_time()
+        self.since, self.open_at = time.time_ns() / 1e9, trio.current_time()
         self.opened.set()
         self.settled.set()
-        self.session.measure(self._open_at)
+        self.session.measure(self.open_at)
         self._observer.link_opened(self)
 
     def _serve(self, event: RequestReceived) -> None:

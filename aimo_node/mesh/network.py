@@ -14,6 +14,7 @@ from aimo_node.domain.links import LinkFacts
 from aimo_node.errors import CloseCode, CodedError, Draining, NetworkError, PermissionDenied
 from aimo_node.mesh.exchange import LinkExchange
 from aimo_node.mesh.link import ByteStream, Link, LinkObserver
+from aimo_node.mesh.link_facts import facts_of
 from aimo_node.mesh.observer import IdleObserver
 from aimo_node.mesh.pipe import open_pipe
 from aimo_node.ports.peer_network import OutgoingRequest, RequestHandler
@@ -144,7 +145,7 @@ class MeshNetwork:
     def link_facts(self, peer: PeerId) -> LinkFacts | None:
         """See `ports.peer_network.PeerNetwork`."""
         link = self._links.get(peer)
-        return None if link is None else link.facts()
+        return None if link is None else facts_of(link)
 
     async def connect(self, peer: PeerId) -> Link:
         """The link to a peer, dialled if there is none.

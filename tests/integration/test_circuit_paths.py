@@ -13,6 +13,7 @@ from aimo_node.mesh.circuits import client
 from aimo_node.mesh.circuits.hops import CircuitRelay
 from aimo_node.mesh.circuits.quotas import CircuitLimits
 from aimo_node.mesh.fixes.circuit_messages import HOP_PROTOCOL
+from aimo_node.mesh.link_facts import facts_of
 from aimo_node.testing.fake_door import fake_view
 from tests.integration.circuit_parties import LOOPBACK, parties, triangle, until
 
@@ -21,16 +22,16 @@ async def test_both_ends_of_a_circuit_know_why_it_is_one():
     async with triangle() as (relay, provider, edge):
         link = await edge.network.connect(provider.peer)
         await until(lambda: provider.network.link(edge.peer) is not None)
-        here, there = link.facts(), provider.network.link(edge.peer).facts()
+        here, there = facts_of(link), provider.network.link_facts(edge.peer)
         through = f"through {relay.peer}"
         assert (here.path, here.relay, here.address) == ("circuit", relay.peer, "")
         assert here.reason == f"circuit {through}: no other address is known"
         assert (there.relay, there.reason) == (relay.peer, f"dialled us {through}")
         await until(lambda: link.round_trip_seconds is not None)
-        direct = edge.network.link(relay.peer).facts()
+        direct = edge.network.link_facts(relay.peer)
         assert (direct.relay, direct.reason) == (None, "dialled")
         assert direct.address == relay.host.addresses()[0].partition("/p2p/")[0]
-        assert relay.network.link(edge.peer).facts().reason == "dialled us"
+        assert relay.network.link_facts(edge.peer).reason == "dialled us"
         assert edge.network.links_by_path() == {"direct": 1, "circuit": 1, "local": 0}
 
 
@@ -41,7 +42,7 @@ async def test_a_direct_dial_that_failed_is_the_reason_for_the_circuit():
         place = f"/ip4/127.0.0.1/tcp/{closed.getsockname()[1]}"
     async with triangle() as (relay, provider, edge):
         edge.network.remember(provider.peer, [place, *provider.addresses()])
-        facts = (await edge.network.connect(provider.peer)).facts()
+        facts = facts_of(await edge.network.connect(provider.peer))
         start = f"circuit through {relay.peer}: direct dial failed: "
         assert facts.reason.startswith(f"{start}{place}: ")
         assert "refused" in facts.reason
@@ -128,7 +129,7 @@ async def test_a_relay_that_answers_nonsense_or_nothing_costs_no_more_than_its_r
         assert provider.circuits.relays == (honest.peer,)
         edge.network.remember(provider.peer, provider.addresses())
         assert len(await edge.ask(provider.peer, 3)) == 4
-        assert edge.network.link(provider.peer).facts().relay == honest.peer
+        assert edge.network.link_facts(provider.peer).relay == honest.peer
         assert provider.network.link(liar.peer) is not None, "the link itself is a good one"
 
 
