@@ -1,20 +1,29 @@
-"""Two private networks and a public host, out of network namespaces on this machine (root only).
+"""Two private networks and two public hosts, out of network namespaces on this machine (root only).
 
-    home 10.1.0.2 -- router 203.0.113.1 --+
-                                         +-- internet 203.0.113.0/24 -- public 203.0.113.10
-    office 10.2.0.2 -- router 203.0.113.2 --+
+    home 10.1.0.2 -- router 203.0.113.1 --+                             +-- public  203.0.113.10
+                                         +-- internet 203.0.113.0/24 --+
+    office 10.2.0.2 -- router 203.0.113.2 --+                           +-- public2 203.0.113.11
 
 Each router drops what was not asked for from inside, and translates addresses. Without `nat` there
-are no routers: both ends have a leg of their own to the public host, which forwards nothing.
+are no routers: both ends have a leg of their own to the public host, which forwards nothing. With a
+`line` the ways out of home and office are wires of that quality (see `wire`).
+
+The names of the namespaces carry the process id of the test run: what a killed run left behind is
+found by that, and taken away by the next one.
 """
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tests.netlab.wire import NAMESPACES, TUN_DEVICE, Quality, Wire
+
 PUBLIC = "203.0.113.10"
+PUBLIC2 = "203.0.113.11"
+LEFTOVER = re.compile(r"aimo(\d+)-\w+")
 RULES = """
 table ip nat {
   chain post { type nat hook postrouting priority 100; oifname "wan" masquerade; }
@@ -33,13 +42,15 @@ table ip filter {
 """
 
 
-def why_not(*, nat: bool) -> str:
+def why_not(*, nat: bool, line: bool = False) -> str:
     """The reason why this lab cannot be built here; empty if it can."""
     if os.name != "posix" or os.geteuid() != 0:
         return "network namespaces need root"
     for tool in ("ip", *(("nft",) if nat else ())):
         if shutil.which(tool) is None:
             return f"needs the program {tool}"
+    if line and not TUN_DEVICE.exists():
+        return f"needs the device {TUN_DEVICE}"
     probe = f"aimo-probe-{os.getpid()}"
     made = subprocess.run(["ip", "netns", "add", probe], capture_output=True, check=False)
     if made.returncode:
@@ -63,18 +74,40 @@ def run(*command: str, text: str = "") -> None:
     assert not done.returncode, f"{' '.join(command)}: {done.stderr}"
 
 
-class Lab:
-    """Namespaces by name: `home`, `office` and `public`."""
+def remove_leftovers() -> None:
+    """Namespaces of test runs that have been killed."""
+    for path in NAMESPACES.glob("aimo*-*"):
+        found = LEFTOVER.fullmatch(path.name)
+        if found and not _lives(int(found[1])):
+            run("ip", "netns", "del", path.name)
 
-    def __init__(self, *, nat: bool) -> None:
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+class Lab:
+    """Namespaces by name: `home`, `office` and `public`, with NAT also `public2`."""
+
+    def __init__(self, *, nat: bool, line: Quality | None, forwards: bool, congestion: str) -> None:
+        """As `lab` below."""
         self._tag = f"aimo{os.getpid()}"
         self._nat = nat
+        self._line = line
+        self._forwards = forwards
+        self._congestion = congestion
         self._names: list[str] = []
+        self._wires: list[Wire] = []
         self.public = PUBLIC if nat else ""
         """Where everybody reaches the public host; without NAT each end has its own address."""
 
     def build(self) -> None:
         """Make the namespaces and what joins them."""
+        remove_leftovers()
         if self._nat:
             self._build_nat()
         else:
@@ -86,54 +119,80 @@ class Lab:
 
     def close(self) -> None:
         """Take everything down."""
-        for name in self._names:
-            run("ip", "netns", "del", f"{self._tag}-{name}")
+        while self._wires:
+            self._wires.pop().close()
+        while self._names:
+            run("ip", "netns", "del", f"{self._tag}-{self._names.pop()}")
 
     def _add(self, *names: str) -> None:
         for name in names:
             run("ip", "netns", "add", f"{self._tag}-{name}")
             self._names.append(name)
             self._ip(name, "link", "set", "lo", "up")
+            if self._congestion:
+                setting = f"net.ipv4.tcp_congestion_control={self._congestion}"
+                run(*self.inside(name), "sysctl", "-qw", setting)
 
     def _ip(self, name: str, *words: str) -> None:
         run("ip", "-n", f"{self._tag}-{name}", *words)
 
-    def _join(self, one: str, end: str, address: str, two: str, far_end: str, far: str) -> None:
-        peer = ("peer", "name", far_end, "netns", f"{self._tag}-{two}")
-        self._ip(one, "link", "add", end, "type", "veth", *peer)
-        for name, device, own in ((one, end, address), (two, far_end, far)):
-            if own:
-                self._ip(name, "addr", "add", own, "dev", device)
+    def _join(
+        self, one: tuple[str, str, str], two: tuple[str, str, str], *, wired: bool = False
+    ) -> None:
+        """Join two ends, each a name, a device and an address or none; `wired`: by the line."""
+        ends = [(f"{self._tag}-{name}", device) for name, device, _ in (one, two)]
+        if wired and self._line is not None:
+            self._wires.append(Wire(*ends, self._line))
+        else:
+            peer = ("peer", "name", two[1], "netns", ends[1][0])
+            self._ip(one[0], "link", "add", one[1], "type", "veth", *peer)
+        for name, device, address in (one, two):
+            if address:
+                self._ip(name, "addr", "add", address, "dev", device)
             self._ip(name, "link", "set", device, "up")
 
     def _build_apart(self) -> None:
         self._add("home", "office", "public")
         for number, name in enumerate(("home", "office"), 1):
-            far = f"10.{number}.0.1/24"
-            self._join(name, "eth0", f"10.{number}.0.2/24", "public", f"leg{number}", far)
+            near = (name, "eth0", f"10.{number}.0.2/24")
+            self._join(near, ("public", f"leg{number}", f"10.{number}.0.1/24"), wired=True)
             self._ip(name, "route", "add", "default", "via", f"10.{number}.0.1")
-        run(*self.inside("public"), "sysctl", "-qw", "net.ipv4.ip_forward=0")
+        forward = f"net.ipv4.ip_forward={int(self._forwards)}"
+        run(*self.inside("public"), "sysctl", "-qw", forward)
 
     def _build_nat(self) -> None:
-        self._add("home", "office", "public", "internet", "router1", "router2")
+        self._add("home", "office", "public", "public2", "internet", "router1", "router2")
         self._ip("internet", "link", "add", "bridge", "type", "bridge")
         self._ip("internet", "link", "set", "bridge", "up")
         for number, name in enumerate(("home", "office"), 1):
-            router, port = f"router{number}", f"port{number}"
-            self._join(name, "eth0", f"10.{number}.0.2/24", router, "lan", f"10.{number}.0.1/24")
-            self._join(router, "wan", f"203.0.113.{number}/24", "internet", port, "")
-            self._ip("internet", "link", "set", port, "master", "bridge")
+            router = f"router{number}"
+            near = (name, "eth0", f"10.{number}.0.2/24")
+            self._join(near, (router, "lan", f"10.{number}.0.1/24"))
+            self._plug_in((router, "wan", f"203.0.113.{number}/24"), f"port{number}", wired=True)
             self._ip(name, "route", "add", "default", "via", f"10.{number}.0.1")
             run(*self.inside(router), "sysctl", "-qw", "net.ipv4.ip_forward=1")
             run(*self.inside(router), "nft", "-f", "-", text=RULES)
-        self._join("public", "eth0", f"{PUBLIC}/24", "internet", "port3", "")
-        self._ip("internet", "link", "set", "port3", "master", "bridge")
+        for number, (name, address) in enumerate((("public", PUBLIC), ("public2", PUBLIC2)), 3):
+            self._plug_in((name, "eth0", f"{address}/24"), f"port{number}")
+
+    def _plug_in(self, end: tuple[str, str, str], port: str, *, wired: bool = False) -> None:
+        self._join(end, ("internet", port, ""), wired=wired)
+        self._ip("internet", "link", "set", port, "master", "bridge")
 
 
 @contextmanager
-def lab(*, nat: bool) -> Iterator[Lab]:
-    """The lab, taken down at the end."""
-    networks = Lab(nat=nat)
+def lab(
+    *, nat: bool, line: Quality | None = None, forwards: bool = False, congestion: str = ""
+) -> Iterator[Lab]:
+    """The lab, taken down at the end.
+
+    Args:
+        nat: with routers that translate addresses.
+        line: the quality of the ways from home and office; none: as good as the machine.
+        forwards: without NAT, whether the public host passes packets from end to end.
+        congestion: the congestion control of all TCP in it; none: this machine's default.
+    """
+    networks = Lab(nat=nat, line=line, forwards=forwards, congestion=congestion)
     try:
         networks.build()
         yield networks
