@@ -76,16 +76,23 @@ def membership(
     Raises:
         ConfigError: they contradict each other, or something is missing.
     """
-    if settings.mesh.authority or any(target.mesh is not None for target in targets):
+    if has_authority(settings, targets):
         return AuthorityMembership(settings, targets, identity, roles)
     if not settings.mesh.open and settings.mesh.secret_file is None:
-        is_plain = bool(targets) and all(target.secret is None for target in targets)
-        if is_plain and mesh_of_state(settings.node.state) is not None:
-            return AuthorityMembership(settings, targets, identity, roles)
         _refuse_forgotten_mesh(settings, targets)
     secret = mesh_secret(settings, targets)
     agent = f"aimo/{__version__}"
     return SecretMembership(Admission(identity.peer_id, secret, roles, agent=agent))
+
+
+def has_authority(settings: Settings, targets: Sequence[JoinTarget]) -> bool:
+    """Whether the mesh that these settings name has an authority, as far as can be told here."""
+    mesh = settings.mesh
+    if mesh.authority or any(target.mesh is not None for target in targets):
+        return True
+    is_plain = bool(targets) and all(target.secret is None for target in targets)
+    is_silent = not mesh.open and mesh.secret_file is None
+    return is_plain and is_silent and mesh_of_state(settings.node.state) is not None
 
 
 def _refuse_forgotten_mesh(settings: Settings, targets: Sequence[JoinTarget]) -> None:

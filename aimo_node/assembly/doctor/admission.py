@@ -5,24 +5,29 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from aimo_node import __version__
+from aimo_node.assembly.certified import CERTIFIED_FILES, clock_ms, mesh_of_state
 from aimo_node.assembly.doctor.check import Case, Check
-from aimo_node.assembly.doctor.finding import Finding, Layer, Verdict, ok, problem
+from aimo_node.assembly.doctor.finding import Finding, Layer, Verdict, ok, problem, skipped
 from aimo_node.assembly.doctor.folder import IDENTITY
 from aimo_node.assembly.doctor.names import DNS
 from aimo_node.assembly.doctor.program import CONFIGURATION, VERSIONS
 from aimo_node.assembly.doctor.reach import REACH, Answer
 from aimo_node.assembly.doctor.running_node import NODE
-from aimo_node.assembly.membership import SECRET_FILE, mesh_secret
+from aimo_node.assembly.membership import SECRET_FILE, has_authority, mesh_secret
+from aimo_node.config.settings import Settings
 from aimo_node.domain.ids import Role
+from aimo_node.domain.join import JoinTarget
 from aimo_node.errors import ConfigError
 from aimo_node.mesh.identity import KeyPair
+from aimo_node.mesh.membership.credential import Credential
 from aimo_node.mesh.membership.secret import read_secret
 from aimo_node.mesh.probes.meeting import Meeting, Outcome
 from aimo_node.protocol import limits
-from aimo_node.protocol.handshake import Admission
+from aimo_node.protocol.handshake import Admission, Doorkeeper
 
 MEET_SECONDS: Final = 6.5
 """Dial, Hello and Identify, each at its limit, and a goodbye."""
@@ -36,12 +41,17 @@ class Secret:
         value: None for an open mesh, or while there is none yet.
         error: why there is none; names the fix.
         is_known: the doctor has it, or knows that there is none; else only the running node does.
+        mesh: the mesh of the certificate that is here.
     """
 
     value: bytes | None = None
     said: str = ""
     error: str = ""
     is_known: bool = True
+    mesh: bytes | None = None
+
+
+_DECIDES: Final = "this node is the authority of its mesh: it decides who is a member"
 
 
 async def _find_secret(case: Case) -> Secret:
@@ -50,25 +60,50 @@ async def _find_secret(case: Case) -> Secret:
     node = case.glimpse(NODE)
     if node is not None and node.relays and not seen.targets and mesh.secret_file is None:
         return Secret(None, "the running node has what it needs", is_known=False)
-    own = seen.usable.node.state / SECRET_FILE
     try:
-        if seen.targets or mesh.secret_file is not None or mesh.open:
-            value = mesh_secret(seen.usable, seen.targets)
-        elif own.exists():
-            value = read_secret(own)
-        else:
-            return Secret(None, "a secret of its own is made at the first start")
+        if has_authority(seen.usable, seen.targets):
+            return _certificate(seen.usable, seen.targets)
+        return _mesh_secret(seen.usable, seen.targets)
     except PermissionError:
         return Secret(None, "whether there is one is not for this user to see", is_known=False)
     except ConfigError as error:
         return Secret(error=str(error))
+
+
+def _mesh_secret(settings: Settings, targets: Sequence[JoinTarget]) -> Secret:
+    state, mesh = settings.node.state, settings.mesh
+    if targets or mesh.secret_file is not None or mesh.open:
+        value = mesh_secret(settings, targets)
+    elif (state / SECRET_FILE).exists():
+        value = read_secret(state / SECRET_FILE)
+    elif (state / CERTIFIED_FILES["key"]).exists():
+        return Secret(None, _DECIDES, is_known=False)
+    else:
+        return Secret(None, "a secret of its own is made at the first start")
     return Secret(value, "the mesh is closed, the secret is here" if value else "the mesh is open")
+
+
+def _certificate(settings: Settings, targets: Sequence[JoinTarget]) -> Secret:
+    """What stands in for the secret in a mesh with an authority."""
+    kept = mesh_of_state(settings.node.state)
+    if settings.mesh.authority:
+        return Secret(None, _DECIDES, is_known=False)
+    if kept is not None and all(target.mesh in {kept, None} for target in targets):
+        said = "the mesh has an authority, and this node's certificate is here"
+        return Secret(None, said, is_known=False, mesh=kept)
+    if any(target.invite for target in targets):
+        said = "the mesh has an authority: the invite is redeemed at the first start"
+        return Secret(None, said, is_known=False)
+    return Secret(error="the mesh has an authority, and here is neither certificate nor invite")
 
 
 def judge_secret(seen: Secret) -> list[Finding]:
     """The message of whoever refused it names the flag."""
     if seen.error:
-        do = "use the whole join string of the relay, or --mesh-secret-file with mode 0600"
+        do = (
+            "use the whole join string of the relay, or --mesh-secret-file with mode 0600; in a"
+            " mesh with an authority what its owner gets from: aimo invite"
+        )
         return [problem(Layer.MEMBERSHIP, seen.error, do)]
     return [ok(Layer.MEMBERSHIP, seen.said)]
 
@@ -90,11 +125,13 @@ class Met:
     Attributes:
         by_node: what the running node says of its links, see `NodeSeen.relays`.
         secret_known: the doctor showed the secret that the node would show.
+        is_newcomer: there is an invite only, which is not for the doctor to redeem.
     """
 
     meetings: Sequence[Meeting]
     by_node: Mapping[str, str] = field(default_factory=dict)
     secret_known: bool = True
+    is_newcomer: bool = False
 
 
 async def _meet(case: Case) -> Met:
@@ -112,10 +149,22 @@ async def _meet(case: Case) -> Met:
     if not relays:
         return Met((), by_node)
     identity, secret = _whom_to_be(case), case.seen(SECRET)
-    agent = f"aimo-doctor/{__version__}"
-    admission = Admission(identity.peer_id, secret.value, Role.NONE, agent=agent)
-    meetings = await meet_relays(identity, admission, relays)
+    settings = case.seen(CONFIGURATION)
+    is_certified = has_authority(settings.usable, settings.targets)
+    if is_certified and secret.mesh is None and (node is None or node.holder is None):
+        return Met((), by_node, is_newcomer=True)
+    doorkeeper = _doorkeeper(identity, secret, settings.usable.node.state)
+    meetings = await meet_relays(identity, doorkeeper, relays)
     return Met(meetings, by_node, secret.is_known)
+
+
+def _doorkeeper(identity: KeyPair, secret: Secret, state: Path) -> Doorkeeper:
+    agent = f"aimo-doctor/{__version__}"
+    if secret.mesh is None:
+        return Admission(identity.peer_id, secret.value, Role.NONE, agent=agent)
+    credential = Credential(secret.mesh, identity.peer_id, Role.NONE, state, clock_ms=clock_ms)
+    credential.agent = agent
+    return credential
 
 
 def _whom_to_be(case: Case) -> KeyPair:
@@ -186,6 +235,9 @@ _REFUSALS: Final = {
 
 def judge_meetings(seen: Met) -> list[Finding]:
     """One finding for each relay, in the layer where it went wrong."""
+    if seen.is_newcomer:
+        said = "the first start redeems the invite; only then it shows whether the relay lets it in"
+        return [skipped(Layer.MEMBERSHIP, said)]
     if not seen.meetings:
         return [ok(Layer.MEMBERSHIP, "this node joins no relay")]
     return [_judge_one(one, seen) for one in seen.meetings]

@@ -16,7 +16,7 @@ from aimo_node.mesh.probes.meeting import Meeting, Outcome
 from aimo_node.mesh.probes.probe_host import ProbeHost
 from aimo_node.protocol import codec
 from aimo_node.protocol.frames import GoAway, Hello, Ping, Pong
-from aimo_node.protocol.handshake import Admission
+from aimo_node.protocol.handshake import Admission, Doorkeeper
 
 DIAL_SECONDS: Final = 3.0
 """For all addresses of a relay together: whoever looks for faults does not wait for the slowest."""
@@ -27,7 +27,7 @@ _STRANGER: Final = "another peer answered"
 
 
 async def meet_relays(
-    identity: KeyPair, admission: Admission, relays: Mapping[PeerId, Sequence[str]]
+    identity: KeyPair, admission: Doorkeeper, relays: Mapping[PeerId, Sequence[str]]
 ) -> list[Meeting]:
     """Shake hands with every relay at once, and leave again.
 
@@ -50,7 +50,7 @@ async def meet_relays(
 
 
 async def _meet(
-    host: ProbeHost, admission: Admission, peer: PeerId, addresses: Sequence[str]
+    host: ProbeHost, admission: Doorkeeper, peer: PeerId, addresses: Sequence[str]
 ) -> Meeting:
     try:
         stream = await host.dial(peer, addresses)
@@ -73,7 +73,7 @@ async def _meet(
 class _Talk:
     """One Hello and one Ping each way."""
 
-    def __init__(self, stream: LinkStream, admission: Admission) -> None:
+    def __init__(self, stream: LinkStream, admission: Doorkeeper) -> None:
         self._stream = stream
         self._admission = admission
         self._hello: Hello | None = None
@@ -147,7 +147,8 @@ class _Talk:
             return Outcome.OTHER_MESH
         if not self._hello.mesh:
             return Outcome.MESH_IS_OPEN
-        return Outcome.MESH_IS_CLOSED if self._admission.secret is None else Outcome.OTHER_MESH
+        is_open = isinstance(self._admission, Admission) and self._admission.secret is None
+        return Outcome.MESH_IS_CLOSED if is_open else Outcome.OTHER_MESH
 
     def _meeting(self, outcome: Outcome, said: str, seconds: float = 0.0) -> Meeting:
         hello = self._hello
