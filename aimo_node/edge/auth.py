@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from aimo_node.config.private_files import is_private
 from aimo_node.errors import AuthenticationFailed, ConfigError
 
 KEY_FILE_BYTES_MAX: Final = 1024 * 1024
@@ -30,7 +30,7 @@ def read_client_keys(file: Path) -> frozenset[bytes]:
             content = opened.read(KEY_FILE_BYTES_MAX + 1)
     except OSError as error:
         raise ConfigError(f"cannot read the client keys file {file}: {error.strerror}") from error
-    if stat.S_IMODE(mode) & 0o077:
+    if not is_private(file, mode):
         raise ConfigError(f"others can read the client keys file {file}: chmod 600 it")
     if len(content) > KEY_FILE_BYTES_MAX:
         raise ConfigError(f"the client keys file {file} is over {KEY_FILE_BYTES_MAX} bytes")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
-import stat
 from pathlib import Path
 
+from aimo_node.config.private_files import is_private
 from aimo_node.errors import ConfigError
 from aimo_node.protocol.handshake import SECRET_BYTES
-
-_FOREIGN_ACCESS = stat.S_IRWXG | stat.S_IRWXO
 
 
 def read_secret(path: Path) -> bytes:
@@ -21,11 +19,11 @@ def read_secret(path: Path) -> bytes:
     """
     try:
         with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            mode = os.fstat(file.fileno()).st_mode
             text = file.read(4 * SECRET_BYTES)
     except OSError as error:
         raise ConfigError(f"cannot read the mesh secret {path}: {error.strerror}") from error
-    if mode & _FOREIGN_ACCESS:
+    if not is_private(path, mode):
         raise ConfigError(f"others may read the mesh secret {path}: run chmod 600 {path}")
     try:
         secret = bytes.fromhex(text.decode("ascii").strip())

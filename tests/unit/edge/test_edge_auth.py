@@ -34,6 +34,16 @@ def test_file_that_others_can_read_is_refused(tmp_path, mode):
         read_client_keys(write_keys(tmp_path, KEY, mode))
 
 
+def test_a_credential_of_systemd_may_look_open_to_its_group(tmp_path, monkeypatch):
+    """Its access list shows as 0440; nobody else gets into that folder."""
+    file = write_keys(tmp_path, KEY, 0o440)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert len(read_client_keys(file)) == 1
+    file.chmod(0o444)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        read_client_keys(file)
+
+
 @pytest.mark.parametrize(
     "line", ["short", "has space in the middle of it", "x" * 257, "schlüssel-0123456789"]
 )
