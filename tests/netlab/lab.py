@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from tests.netlab.wire import NAMESPACES, TUN_DEVICE, Quality, Wire
@@ -42,11 +42,11 @@ table ip filter {
 """
 
 
-def why_not(*, nat: bool, line: bool = False) -> str:
-    """The reason why this lab cannot be built here; empty if it can."""
+def why_not(*, nat: bool, line: bool = False, tools: Sequence[str] = ()) -> str:
+    """The reason why this lab cannot be built here; empty if it can. `tools`: also needed."""
     if os.name != "posix" or os.geteuid() != 0:
         return "network namespaces need root"
-    for tool in ("ip", *(("nft",) if nat else ())):
+    for tool in ("ip", *(("nft",) if nat else ()), *tools):
         if shutil.which(tool) is None:
             return f"needs the program {tool}"
     if line and not TUN_DEVICE.exists():
