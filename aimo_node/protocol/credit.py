@@ -71,10 +71,12 @@ class ReceiveWindow:
     """The receiver's account of one request.
 
     The window starts small and doubles, within the link's budget, when the sender has used it up
-    although the consumer keeps up: then the window is what slows the stream down.
+    although the consumer keeps up: then the window is what slows the stream down. Over a distance
+    that does not show, since what was granted and is still on its way looks unused; so a window
+    doubles as well for a stream that has taken a few of it.
     """
 
-    __slots__ = ("_budget", "_left", "_unacknowledged", "size")
+    __slots__ = ("_budget", "_left", "_since_growth", "_unacknowledged", "size")
 
     def __init__(self, budget: WindowBudget, size: int = limits.CREDIT_INITIAL_BYTES) -> None:
         """`size` bytes must have been taken from `budget` before."""
@@ -82,6 +84,7 @@ class ReceiveWindow:
         self.size = size
         self._left = size
         self._unacknowledged = 0
+        self._since_growth = 0
 
     def receive(self, cost: int) -> None:
         """Book an arriving frame.
@@ -101,13 +104,20 @@ class ReceiveWindow:
             return 0
         grant = self._unacknowledged
         self._unacknowledged = 0
-        if self._left <= self.size // 4:
-            growth = min(self.size, limits.CREDIT_WINDOW_BYTES_MAX - self.size)
-            if growth > 0 and self._budget.take_growth(growth):
-                self.size += growth
-                grant += growth
+        self._since_growth += grant
+        is_long = self._since_growth >= limits.CREDIT_GROWTH_WINDOWS * self.size
+        if is_long or self._left <= self.size // 4:
+            grant += self._grow()
         self._left += grant
         return grant
+
+    def _grow(self) -> int:
+        self._since_growth = 0
+        growth = min(self.size, limits.CREDIT_WINDOW_BYTES_MAX - self.size)
+        if growth <= 0 or not self._budget.take_growth(growth):
+            return 0
+        self.size += growth
+        return growth
 
     def close(self) -> None:
         """Give the window back to the link's budget."""

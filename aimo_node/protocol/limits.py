@@ -32,6 +32,9 @@ CREDIT_FRAME_BYTES: Final = 32
 receiver besides, so a flood of tiny or empty chunks is bounded as well."""
 CREDIT_INITIAL_BYTES: Final = 16_384
 CREDIT_WINDOW_BYTES_MAX: Final = 256 * 1024
+CREDIT_GROWTH_WINDOWS: Final = 2
+"""A window doubles after so many of it: 256 KiB after half a megabyte, and an answer of 50 tokens a
+second keeps its first one for a quarter of a minute."""
 CREDIT_LINK_BYTES_MAX: Final = 32 * 1024 * 1024
 """All windows a node has open on one link: the most a peer can make it buffer."""
 CREDIT_GROWTH_RESERVE_BYTES: Final = CREDIT_LINK_BYTES_MAX // 2

@@ -73,6 +73,18 @@ def test_a_window_grows_only_when_it_is_what_slows_the_stream_down() -> None:
     assert window.size == 2 * INITIAL
 
 
+def test_a_window_grows_over_a_distance_too() -> None:
+    """The sender waits for credit that is on its way, so at the receiver half always looks unused;
+    uploads once stayed at 32 KiB a round trip.
+    """
+    window = opened_window(WindowBudget())
+    piece = cost_of(limits.BODY_PIECE_BYTES)
+    for _ in range(60):
+        window.receive(piece)
+        window.consume(piece)
+    assert window.size == limits.CREDIT_WINDOW_BYTES_MAX
+
+
 def test_a_window_stops_growing_at_256_kib() -> None:
     budget = WindowBudget()
     window = opened_window(budget)
