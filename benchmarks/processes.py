@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -36,13 +37,16 @@ def used(pid: int) -> Used:
 class NodeProcess:
     """One `aimo` process; the ready line is read by `wait_ready`."""
 
-    def __init__(self, folder: Path, role: str, *arguments: str) -> None:
+    def __init__(
+        self, folder: Path, role: str, *arguments: str, inside: Sequence[str] = ()
+    ) -> None:
+        """`inside` is what enters a network namespace."""
         self.role = role
         self.started = time.perf_counter()
         self._log = (folder / f"{role}.log").open("wb")
         command = [sys.executable, "-m", "aimo_node", role, "--state", str(folder / role)]
         self.process = subprocess.Popen(
-            [*command, "--ready-json", "--watch-stdin", *arguments],
+            [*inside, *command, "--ready-json", "--watch-stdin", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
