@@ -27,7 +27,7 @@ from benchmarks.distance_bulk import BULK_PORT
 from benchmarks.machine import describe_machine
 from benchmarks.processes import NodeProcess, used
 from benchmarks.tools import Load, Outcome, build, read_outcome
-from tests.netlab.lab import Lab, lab, run, why_not
+from tests.netlab.lab import Lab, lab, why_not
 from tests.netlab.wire import Quality
 
 MODEL = "mock"
@@ -83,8 +83,7 @@ def plain(networks: Lab) -> Iterator[Way]:
 def mesh(networks: Lab, folder: Path, way: str) -> Iterator[Way]:
     """Relay, two providers with the echo engine, one of them for the bulk, and edge."""
     (folder / "bulk").mkdir(parents=True)
-    forwards = int(way == "direct")
-    run(*networks.inside("public"), "sysctl", "-qw", f"net.ipv4.ip_forward={forwards}")
+    networks.set("public", "net/ipv4/ip_forward", str(int(way == "direct")))
     join = folder / "join"
     flags = {
         "public": ("relay", "--listen", "/ip4/0.0.0.0/tcp/4001", "--join-file", str(join)),

@@ -130,8 +130,11 @@ class Lab:
             self._names.append(name)
             self._ip(name, "link", "set", "lo", "up")
             if self._congestion:
-                setting = f"net.ipv4.tcp_congestion_control={self._congestion}"
-                run(*self.inside(name), "sysctl", "-qw", setting)
+                self.set(name, "net/ipv4/tcp_congestion_control", self._congestion)
+
+    def set(self, name: str, setting: str, value: str) -> None:
+        """Change a setting of a namespace's kernel, below `/proc/sys`."""
+        run(*self.inside(name), "sh", "-c", f"echo {value} >/proc/sys/{setting}")
 
     def _ip(self, name: str, *words: str) -> None:
         run("ip", "-n", f"{self._tag}-{name}", *words)
@@ -157,8 +160,7 @@ class Lab:
             near = (name, "eth0", f"10.{number}.0.2/24")
             self._join(near, ("public", f"leg{number}", f"10.{number}.0.1/24"), wired=True)
             self._ip(name, "route", "add", "default", "via", f"10.{number}.0.1")
-        forward = f"net.ipv4.ip_forward={int(self._forwards)}"
-        run(*self.inside("public"), "sysctl", "-qw", forward)
+        self.set("public", "net/ipv4/ip_forward", str(int(self._forwards)))
 
     def _build_nat(self) -> None:
         self._add("home", "office", "public", "public2", "internet", "router1", "router2")
@@ -170,7 +172,7 @@ class Lab:
             self._join(near, (router, "lan", f"10.{number}.0.1/24"))
             self._plug_in((router, "wan", f"203.0.113.{number}/24"), f"port{number}", wired=True)
             self._ip(name, "route", "add", "default", "via", f"10.{number}.0.1")
-            run(*self.inside(router), "sysctl", "-qw", "net.ipv4.ip_forward=1")
+            self.set(router, "net/ipv4/ip_forward", "1")
             run(*self.inside(router), "nft", "-f", "-", text=RULES)
         for number, (name, address) in enumerate((("public", PUBLIC), ("public2", PUBLIC2)), 3):
             self._plug_in((name, "eth0", f"{address}/24"), f"port{number}")
