@@ -146,6 +146,11 @@ def test_proxy_forwards_to_the_edge_and_lets_cancelling_through() -> None:
     assert service("caddy")["profiles"] == ["tls"]
 
 
+def test_secrets_are_files_since_the_containers_are_read_only() -> None:
+    """Compose refuses any other kind for a service that is `read_only`."""
+    assert [set(secret) for secret in compose()["secrets"].values()] == [{"file"}]
+
+
 def test_every_volume_and_secret_is_declared_and_every_mounted_file_exists() -> None:
     document = compose()
     for settings in document["services"].values():
