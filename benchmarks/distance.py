@@ -1,6 +1,6 @@
 """What distance does to a mesh: hosts apart by delay and loss, each way against plain HTTP (root).
 
-    python -m benchmarks.distance                       about six minutes
+    python -m benchmarks.distance                       about eight minutes
     python -m benchmarks.distance --congestion cubic    if this kernel allows that in a namespace
 
 Provider and edge have a line each to a public host, which forwards packets between them (`direct`)
