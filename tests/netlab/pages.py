@@ -34,6 +34,9 @@ PART = re.compile(
 RUNS_FOR_EVER = re.compile(r"aimo (?:up|relay|provider|edge)\b(?! (?:pause|resume|who)\b)")
 STRING = re.compile(r"\baimo:[\w-]+")
 READY = re.compile(r"(?m)^(?:\w+ \+ )*\w+ ready$")
+LOOKED_AT = {"aimo models": "running"}
+"""What one looks at again until that is there: edges hear of providers within seconds."""
+LOOK_SECONDS = 30.0
 READY_SECONDS = 40.0
 END_SECONDS = 20.0
 
@@ -75,8 +78,9 @@ class Terminal:
     """A terminal in which a command runs until it is ended."""
 
     def __init__(self, machine: Machine, script: str) -> None:
-        self._log = Path(f"/proc/{machine.first_pid}/root/tmp/terminal")
-        script = f"{script.rstrip()} >/tmp/terminal 2>&1"
+        log = f"/tmp/terminal-{time.monotonic_ns()}"
+        self._log = Path(f"/proc/{machine.first_pid}/root{log}")
+        script = f"{script.rstrip()} >{log} 2>&1"
         self._process = subprocess.Popen(machine.command(script), stdin=subprocess.DEVNULL)
         deadline = time.monotonic() + READY_SECONDS
         while not READY.search(self.output):
@@ -93,9 +97,15 @@ class Terminal:
 
     def press_control_c(self) -> None:
         """As a terminal does it: SIGINT to what runs in the foreground."""
-        for process in psutil.Process(self._process.pid).children(recursive=True)[-1:]:
-            process.send_signal(signal.SIGINT)
+        children = psutil.Process(self._process.pid).children(recursive=True)
+        nodes = [one for one in children if "aimo_node" in one.cmdline()]
+        min(nodes, key=psutil.Process.create_time).send_signal(signal.SIGINT)
         self._process.wait(END_SECONDS)
+
+    def close(self) -> None:
+        """Shut the terminal; what runs in it ends with its machine."""
+        self._process.kill()
+        self._process.wait()
 
 
 class Follower:
@@ -116,14 +126,23 @@ class Follower:
         self._folders: dict[str, str] = {}
         self.outputs: list[str] = []
 
+    def __enter__(self) -> Follower:
+        return self
+
+    def __exit__(self, *_how: object) -> None:
+        for terminal in self._terminals.values():
+            terminal.close()
+
     def follow(self, page: Path, way: str = "systemd", until: str = "") -> None:
         """Do all of it, or what stands before the heading `until`.
 
         Raises:
             AssertionError: a command failed; the message has all it printed.
         """
-        text, heading, _ = page.read_text(encoding="utf-8").partition(f"\n## {until or None}")
-        assert bool(heading) == bool(until), f"{page.name} has no heading {until}"
+        text = page.read_text(encoding="utf-8")
+        if until:
+            text, heading, _ = text.partition(f"\n## {until}\n")
+            assert heading, f"{page.name} has no heading {until}"
         for step in steps_of(text, way):
             if not step.language:
                 self._terminals.pop(step.machine).press_control_c()
@@ -145,10 +164,16 @@ class Follower:
     def _run(self, name: str, text: str) -> None:
         machine = self._machines[name]
         script = f"cd {self._folders.get(name, '.')}\n{text}"
-        if RUNS_FOR_EVER.match(text.strip().splitlines()[-1]):
+        *_, last = text.strip().replace("\\\n", " ").splitlines()
+        if RUNS_FOR_EVER.match(last):
             self._terminals[name] = Terminal(machine, script)
             return
         output = machine.run(f"{script}\necho; pwd")
+        wanted = next((LOOKED_AT[one] for one in LOOKED_AT if text.startswith(one)), "")
+        deadline = time.monotonic() + LOOK_SECONDS
+        while wanted not in output:
+            assert time.monotonic() < deadline, f"on {name}: {text}\n{output}"
+            output = machine.run(f"{script}\necho; pwd")
         *lines, folder = output.splitlines()
         self._folders[name] = shlex.quote(folder)
         self.outputs.append("\n".join(lines))

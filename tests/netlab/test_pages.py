@@ -48,9 +48,9 @@ def machines(tmp_path: Path) -> Iterator[dict[str, Machine]]:
 
 
 def test_relay_provider_and_edge_with_systemd(machines: dict[str, Machine]) -> None:
-    person = Follower(machines, HAS)
-    for page in (RELAY, PROVIDER, EDGE):
-        person.follow(page)
+    with Follower(machines, HAS) as person:
+        for page in (RELAY, PROVIDER, EDGE):
+            person.follow(page)
     answers = [output for output in person.outputs if '"content":"7"' in output]
     assert len(answers) == 2, "by curl, without and with a key"
     assert "7" in (output.strip() for output in person.outputs), "by the SDK"
@@ -60,15 +60,12 @@ def test_relay_provider_and_edge_with_systemd(machines: dict[str, Machine]) -> N
 def test_a_relay_with_compose(machines: dict[str, Machine]) -> None:
     """The other two pages go on from it in the same way, so they are not followed to their ends."""
     inside = "docker compose exec relay aimo"
-    person = Follower(
-        machines,
-        HAS
-        | {
-            "aimo invite --state /var/lib/aimo-relay": f"{inside} invite --state /state",
-            "aimo peers list --state /var/lib/aimo-relay": f"{inside} peers list --state /state",
-        },
-    )
-    person.follow(RELAY, "compose")
-    person.follow(PROVIDER, until="4. See whether it is well")
-    person.follow(EDGE, until="5. Keep it running")
+    has = HAS | {
+        f"aimo {command} --state /var/lib/aimo-relay": f"{inside} {command} --state /state"
+        for command in ("invite", "peers list")
+    }
+    with Follower(machines, has) as person:
+        person.follow(RELAY, "compose")
+        person.follow(PROVIDER, until="4. See whether it is well")
+        person.follow(EDGE, until="5. Keep it running")
     assert any('"content":"7"' in output for output in person.outputs)

@@ -25,7 +25,7 @@ ASK = """
 import json, socket, sys, time
 client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 client.connect(("10.1.0.2", 7000))
-client.settimeout(1)
+client.settimeout(0.5)
 while True:  # the first ones make the neighbours known to each other
     client.send(b"first")
     try:
