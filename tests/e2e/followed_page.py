@@ -8,7 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.e2e.mesh import LOOPBACK, Mesh
@@ -25,8 +25,10 @@ _HEADING = re.compile(r"^#{2,3} (.+)$", re.MULTILINE)
 class Page:
     """The commands of one page by the heading they stand under, each to be followed once."""
 
-    def __init__(self, name: str, mesh: Mesh) -> None:
+    def __init__(self, name: str, mesh: Mesh, inside: Sequence[str] = ()) -> None:
+        """`inside` is what enters the network namespace of whoever follows the page."""
         self._mesh = mesh
+        self._inside = inside
         parts = _HEADING.split((ROOT / "docs" / "how-to" / name).read_text("utf-8"))
         self._left = {
             heading: list(_commands(text))
@@ -42,7 +44,7 @@ class Page:
         elif words[0] == "python3":
             words[0] = sys.executable
         done = subprocess.run(
-            words,
+            [*self._inside, *words],
             env=environment(self._mesh.folder),
             cwd=ROOT,
             capture_output=True,
