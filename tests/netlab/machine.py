@@ -77,7 +77,8 @@ class Machine:
         )
         assert self._holder.stdout is not None
         if self._holder.stdout.readline() != "made\n":
-            raise AssertionError(f"cannot make a machine: {self._holder.communicate()[1]}")
+            said = self._holder.communicate()[1].strip()
+            raise AssertionError(f"no files that are copied on write here: {said}")
         (first,) = psutil.Process(self._holder.pid).children()
         self.first_pid = first.pid
         self._add_stand_ins()
@@ -119,11 +120,16 @@ class Machine:
         self._holder.communicate()
 
 
-def why_no_machine() -> str:
-    """The reason why no machine can be made here; empty if one can."""
-    if "overlay" not in Path("/proc/filesystems").read_text():
-        return "no overlay file system here"
-    return ""
+def why_no_machine(folder: Path) -> str:
+    """The reason why no machine can be made here; empty if one can. Leaves `folder` empty."""
+    probe = folder / "probe"
+    try:
+        with machine("probe", (), probe):
+            return ""
+    except AssertionError as error:
+        return str(error)
+    finally:
+        probe.rmdir()
 
 
 @contextmanager

@@ -35,7 +35,7 @@ HAS = {"ADDRESS": "git@example.org:aimo-node.git"}
 
 @pytest.fixture
 def machines(tmp_path: Path) -> Iterator[dict[str, Machine]]:
-    reason = why_not(nat=True, tools=TOOLS) or why_no_machine()
+    reason = why_not(nat=True, tools=TOOLS) or why_no_machine(tmp_path)
     if reason:
         pytest.skip(reason)
     with lab(nat=True) as networks, ExitStack() as stack:
