@@ -119,7 +119,8 @@ def _wait(networks: Lab, host: str, *ports: int) -> None:
 
 
 def _wait_for_path(networks: Lab, way: str) -> None:
-    command = [*networks.inside("office"), sys.executable, "-m", "aimo_node", "peers", "--json"]
+    edge = ("peers", "--json", "--edge", f"http://127.0.0.1:{EDGE_PORT}")
+    command = [*networks.inside("office"), sys.executable, "-m", "aimo_node", *edge]
     deadline = time.monotonic() + KNOWN_SECONDS
     while True:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
