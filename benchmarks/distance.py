@@ -36,6 +36,8 @@ HOME = "10.1.0.2"
 UPSTREAM_PORT = 9100
 EDGE_PORT = 8000
 CONGESTION = Path("/proc/sys/net/ipv4/tcp_congestion_control")
+ALLOWED = CONGESTION.with_name("tcp_allowed_congestion_control")
+"""What namespaces may choose; besides the default, more with `sysctl -w`."""
 KNOWN_SECONDS = 30.0
 BULK_BYTES = 2_000_000
 BULK_ROUNDS = 3
@@ -191,6 +193,8 @@ def main() -> None:
         sys.exit(f"benchmarks.distance: {reason}")
     os.environ["AIMO_NODE__GRACE_SECONDS"] = "2"
     congestion = options.congestion or CONGESTION.read_text().strip()
+    if options.congestion and options.congestion not in ALLOWED.read_text().split():
+        sys.exit(f"benchmarks.distance: {options.congestion} is not in {ALLOWED}: add it there")
     print(f"{describe_machine()}, TCP {congestion}", flush=True)
     for name, delay_ms, loss in QUALITIES:
         # Two lines make up the way, so each loses the square root's share.
