@@ -51,6 +51,8 @@ log = structlog.get_logger()
 __all__ = ["LINK_PROTOCOL", "HostLimits", "LinkStream", "MeshHost"]
 
 LINK_PROTOCOL: Final = "/aimo/link/1"
+DIRECT: Final = "direct"
+CIRCUIT: Final = "circuit"
 
 _SWEEPS_PER_PERIOD: Final = 4
 """A connection without a link is closed at most a quarter too late."""
@@ -203,21 +205,42 @@ class MeshHost:
         """
         self._host.set_stream_handler(protocol, handler)
 
-    async def open_stream(self, peer: PeerId, protocol: str) -> Any:  # noqa: ANN401 (NetStream)
-        """Open libp2p's stream for `protocol` to a peer over a direct connection that is there.
+    def connections(self, peer: PeerId, path: str = DIRECT) -> list[Any]:
+        """libp2p's connections to a peer that live, over one kind of path. First those with a link:
+        others are closed after a while, and all streams with them."""
+        found = self._live_connections(ID.from_base58(peer))
+        fitting = [connection for connection in found if connection.muxed_conn.path == path]
+        return sorted(fitting, key=self._carries_link, reverse=True)
+
+    async def open_stream(self, peer: PeerId, protocol: str, path: str = DIRECT) -> Any:  # noqa: ANN401
+        """Open libp2p's stream for `protocol` to a peer over a connection that is there.
 
         Raises:
             NetworkError: there is none, or the peer does not speak the protocol.
         """
-        connections = self._live_connections(ID.from_base58(peer))
-        # one without the link would be closed, and the stream with it
-        for connection in sorted(connections, key=self._carries_link, reverse=True):
-            if connection.muxed_conn.path == "direct":
-                try:
-                    return await self._negotiate(connection, protocol)
-                except (*LIBRARY_ERRORS, trio.TooSlowError) as error:
-                    raise NetworkError(f"cannot open a stream to {peer}: {error}") from error
+        for connection in self.connections(peer, path):
+            try:
+                return await self._negotiate(connection, protocol)
+            except (*LIBRARY_ERRORS, trio.TooSlowError) as error:
+                raise NetworkError(f"cannot open a stream to {peer}: {error}") from error
         raise NetworkError(f"there is no connection to {peer}")
+
+    async def open_link(self, connection: Any) -> LinkStream:  # noqa: ANN401 (libp2p's SwarmConn)
+        """Open the link's stream over a certain connection.
+
+        Raises:
+            NetworkError: it is gone, or the peer does not speak the protocol.
+        """
+        try:
+            return await self._open(connection, self._protocol)
+        except (*LIBRARY_ERRORS, trio.TooSlowError) as error:
+            raise NetworkError(f"cannot open a link's stream: {error}") from error
+
+    async def close_circuits(self, peer: PeerId) -> None:
+        """Close the circuits to `peer` that carry no link any more."""
+        for connection in self.connections(peer, CIRCUIT):
+            if not self._carries_link(connection):
+                await connection.close()
 
     async def connect_over(self, net_stream: Any, peer: PeerId) -> LinkStream:  # noqa: ANN401
         """Connect to `peer` over a circuit, end to end, and open the link's stream.
@@ -357,7 +380,7 @@ class MeshHost:
         finished = self._dialing[peer] = trio.Event()
         try:
             candidates = await self._candidates(peer, addresses)
-            return await race_addresses(self._swarm, peer_id, candidates, self._nursery)
+            return await race_addresses(self._swarm.dial_addr, peer_id, candidates, self._nursery)
         finally:
             del self._dialing[peer]
             finished.set()
@@ -376,11 +399,13 @@ class MeshHost:
     # --- connections -------------------------------------------------------------------------
 
     def _live_connections(self, peer_id: ID) -> list[Any]:
-        return [
+        """Direct ones first."""
+        found = [
             connection
             for connection in self._swarm.connections.get(peer_id, [])
             if not connection.is_closed and connection.muxed_conn.is_established
         ]
+        return sorted(found, key=lambda connection: connection.muxed_conn.path != DIRECT)
 
     def _carries_link(self, connection: Any) -> bool:  # noqa: ANN401 (libp2p's SwarmConn)
         return any(stream.get_protocol() == self._protocol for stream in connection.get_streams())

@@ -64,6 +64,10 @@ class ByteStream(Protocol):
     remote_address: str
     path: str
     """How it reaches the peer: `direct`, `circuit` or `local`."""
+    relay: PeerId | None
+    """Who carries it, if it is a circuit."""
+    reason: str
+    """Why it is this path, in a few words."""
 
     async def read(self, max_bytes: int = READ_BYTES) -> bytes:
         """What has arrived; empty at the end. Raises NetworkError."""
@@ -125,6 +129,8 @@ class Link:
         self.session = session
         self.peer = stream.peer
         self.path = stream.path
+        self.reason = stream.reason
+        """Why it is this path; whoever tries another one may say how that went."""
         self.opened = trio.Event()
         self.closed = trio.Event()
         self.settled = trio.Event()

@@ -41,8 +41,18 @@ class LinkStream:
         self.peer = PeerId(stream.muxed_conn.peer_id.to_base58())
         self.initiator = initiator
         self.path: str = stream.muxed_conn.path
+        relay = stream.muxed_conn.relay
+        self.relay = None if relay is None else PeerId(relay.to_base58())
+        self.reason = self._first_reason()
         address = stream.get_remote_address()
         self.remote_address = "" if address is None else str(socket_multiaddr(*address))
+
+    def _first_reason(self) -> str:
+        """What is known without having tried other paths."""
+        if self.relay is None:
+            return "dialled" if self.initiator else "dialled us"
+        through = f"through {self.relay}"
+        return f"circuit {through}" if self.initiator else f"dialled us {through}"
 
     async def read(self, max_bytes: int = 65536) -> bytes:
         """At least one and at most `max_bytes` bytes; empty when the peer has finished.

@@ -33,8 +33,12 @@ LINKS_PER_PEER_MAX: Final = 8
 """Links of one peer that have not ended: those it lost may carry requests until they count as
 dead."""
 HANG_UP_SECONDS: Final = 1.0
+HANDOVER_SECONDS: Final = 5.0
+"""What a circuit's link stays for after a direct one has taken its place: until the peer has heard
+so too, it sends requests over it."""
 DIALS_MAX: Final = 256
 """Dials at a time: each holds sockets for up to ten seconds, whoever still waits for it."""
+_DIRECT: Final = "direct"
 _REFUSED: Final = frozenset({CloseCode.WrongMesh, CloseCode.NotAdmitted, CloseCode.VersionMismatch})
 
 
@@ -153,6 +157,24 @@ class MeshNetwork:
         if dial.link is None:
             raise type(dial.error)(dial.error.message)  # one of its own for everybody who waits
         return dial.link
+
+    async def adopt(self, stream: ByteStream) -> bool:
+        """Open a link on a stream to a peer that is linked already over a worse path.
+
+        Returns:
+            Whether it has taken the place of the old one, which is let go when it is idle.
+        """
+        if self._nursery is None or self._links.get(stream.peer) is None:
+            await stream.reset()
+            return False
+        link = self._make_link(stream)
+        self._nursery.start_soon(self._live, link)
+        with trio.move_on_after(OPEN_SECONDS):
+            await link.settled.wait()
+        if self._links.get(link.peer) is link:
+            return True
+        link.close()
+        return False
 
     async def open_exchange(self, peer: PeerId, request: OutgoingRequest) -> LinkExchange:
         """See `ports.peer_network.PeerNetwork`."""
@@ -286,6 +308,7 @@ class MeshNetwork:
         asking_end, serving_end = open_pipe(self.peer, self.peer)
         now = trio.current_time()
         asking_end.path = serving_end.path = "local"
+        asking_end.reason = serving_end.reason = "this node itself"
         asking = Link(asking_end, Session(self._admission, self.peer, now), self)
         serving = Link(
             serving_end,
@@ -332,7 +355,10 @@ class MeshNetwork:
         other = self._links.get(link.peer)
         if other is not None and other is not link:
             keep = self._survivor(other, link)
-            self._retire(other if keep is link else link)
+            if keep is link and _is_upgrade(other, link) and self._nursery is not None:
+                self._nursery.start_soon(self._hand_over, other)
+            else:
+                self._retire(other if keep is link else link)
             if keep is other:
                 return
             self._leave(other)
@@ -345,12 +371,15 @@ class MeshNetwork:
 
     def _survivor(self, old: Link, new: Link) -> Link:
         """Of two links opened from both ends the one that the smaller peer id opened; of two opened
-        from the same end the new one, since its opener must have lost the old one. Nor is an old
-        one worth keeping that is silent or on its way out."""
+        from the same end the new one, since its opener must have lost the old one, or found a
+        better path. Opened from both ends, a direct one survives a circuit. Nor is an old one worth
+        keeping that is silent or on its way out."""
         if not old.usable or old.session.suspect:
             return new
         if old.stream.initiator == new.stream.initiator:
             return new
+        if old.path != new.path:
+            return old if old.path == _DIRECT else new
         ours_survives = self.peer < old.peer
         return old if old.stream.initiator == ours_survives else new
 
@@ -359,6 +388,11 @@ class MeshNetwork:
             link.drain()
         else:
             link.close(CloseCode.DuplicateLink, "there is another link between us")
+
+    async def _hand_over(self, link: Link) -> None:
+        with trio.move_on_after(HANDOVER_SECONDS):
+            await link.closed.wait()
+        self._retire(link)
 
     def _leave(self, link: Link) -> None:
         for observer in self._observers:
@@ -392,6 +426,10 @@ class MeshNetwork:
         """Tell the observers."""
         for observer in self._observers:
             observer.announced(link, frame)
+
+
+def _is_upgrade(old: Link, new: Link) -> bool:
+    return old.usable and old.path != _DIRECT and new.path == _DIRECT
 
 
 class _ServingEnd(IdleObserver):

@@ -37,6 +37,8 @@ class PipeEnd:
         self.initiator = initiator
         self.remote_address = "local"
         self.path = "direct"
+        self.relay: PeerId | None = None
+        self.reason = "dialled" if initiator else "dialled us"
         self._incoming = incoming
         self._outgoing = outgoing
 

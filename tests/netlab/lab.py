@@ -17,7 +17,7 @@ from contextlib import contextmanager
 PUBLIC = "203.0.113.10"
 RULES = """
 table ip nat {
-  chain post { type nat hook postrouting priority 100; oifname "wan" masquerade; }
+  chain post { type nat hook postrouting priority 100; oifname "wan" masquerade MODE; }
 }
 table ip filter {
   chain forward {
@@ -47,8 +47,9 @@ def why_not(*, nat: bool) -> str:
     try:
         if nat:
             filter_packets = ["ip", "netns", "exec", probe, "nft", "-f", "-"]
+            rules = RULES.replace("MODE", "")
             tried = subprocess.run(
-                filter_packets, input=RULES.encode(), capture_output=True, check=False
+                filter_packets, input=rules.encode(), capture_output=True, check=False
             )
             if tried.returncode:
                 return f"no network address translation here: {tried.stderr.decode().strip()}"
@@ -66,9 +67,10 @@ def run(*command: str, text: str = "") -> None:
 class Lab:
     """Namespaces by name: `home`, `office` and `public`."""
 
-    def __init__(self, *, nat: bool) -> None:
+    def __init__(self, *, nat: bool, nat_mode: str = "") -> None:
         self._tag = f"aimo{os.getpid()}"
         self._nat = nat
+        self._nat_mode = nat_mode
         self._names: list[str] = []
         self.public = PUBLIC if nat else ""
         """Where everybody reaches the public host; without NAT each end has its own address."""
@@ -125,15 +127,20 @@ class Lab:
             self._ip("internet", "link", "set", port, "master", "bridge")
             self._ip(name, "route", "add", "default", "via", f"10.{number}.0.1")
             run(*self.inside(router), "sysctl", "-qw", "net.ipv4.ip_forward=1")
-            run(*self.inside(router), "nft", "-f", "-", text=RULES)
+            run(*self.inside(router), "nft", "-f", "-", text=RULES.replace("MODE", self._nat_mode))
         self._join("public", "eth0", f"{PUBLIC}/24", "internet", "port3", "")
         self._ip("internet", "link", "set", "port3", "master", "bridge")
 
 
 @contextmanager
-def lab(*, nat: bool) -> Iterator[Lab]:
-    """The lab, taken down at the end."""
-    networks = Lab(nat=nat)
+def lab(*, nat: bool, nat_mode: str = "") -> Iterator[Lab]:
+    """The lab, taken down at the end.
+
+    Args:
+        nat: whether there are routers that translate.
+        nat_mode: `random` for a port of its own for each connection, as symmetric NATs choose.
+    """
+    networks = Lab(nat=nat, nat_mode=nat_mode)
     try:
         networks.build()
         yield networks

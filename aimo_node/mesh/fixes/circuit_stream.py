@@ -30,6 +30,8 @@ class CircuitStream(ReadWriteCloser):  # type: ignore[misc]
 
     def __init__(self, stream: YamuxStream) -> None:
         self._stream = stream
+        self.relay = stream.muxed_conn.peer_id
+        """Who carries it."""
         self.closed = trio.Event()
         """Set when this end is closed, by whomever."""
 
@@ -61,6 +63,10 @@ class CircuitStream(ReadWriteCloser):  # type: ignore[misc]
 
     def get_remote_address(self) -> tuple[str, int] | None:
         """Unknown: only the relay sees it."""
+        return None
+
+    def get_local_address(self) -> tuple[str, int] | None:
+        """None: it begins at the relay."""
         return None
 
     def take_wire(self) -> CircuitWire:

@@ -32,6 +32,7 @@ with lean_imports():
     from libp2p.peer.peerstore import PeerStore
     from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
     from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, StopMessage
+    from libp2p.relay.circuit_v2.pb.dcutr_pb2 import HolePunch
     from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
     from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_PROTOCOL
     from libp2p.security.noise.transport import Transport as NoiseTransport
@@ -65,6 +66,7 @@ __all__ = [
     "ConnectionClosedError",
     "ConnectionConfig",
     "ConnectionType",
+    "HolePunch",
     "HopMessage",
     "IListener",
     "IMuxedConn",

@@ -57,6 +57,7 @@ class BufferedTcpStream(TrioTCPStream):  # type: ignore[misc]
     """A TCP stream with a read-ahead buffer and an address that works for IPv6 too."""
 
     path = "direct"
+    relay = None
 
     def __init__(self, stream: trio.SocketStream) -> None:
         super().__init__(stream)
@@ -106,6 +107,13 @@ class BufferedTcpStream(TrioTCPStream):  # type: ignore[misc]
     def get_remote_address(self) -> tuple[str, int] | None:
         """Host and port of the other side."""
         return self._remote
+
+    def get_local_address(self) -> tuple[str, int] | None:
+        """Host and port of this side."""
+        with contextlib.suppress(OSError):
+            host, port, *_ = self.stream.socket.getsockname()
+            return str(host), int(port)
+        return None
 
     def take_wire(self) -> SocketWire:
         """Hand over to the muxer: nobody may call `read` or `write` from now on."""

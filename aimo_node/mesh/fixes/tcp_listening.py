@@ -27,6 +27,10 @@ from aimo_node.mesh.fixes.tcp_addresses import socket_multiaddr, tcp_endpoint
 
 log = structlog.get_logger()
 
+_CONNECTS_MAX: Final = 10
+_CONNECT_AGAIN_SECONDS: Final = 0.25
+"""A peer that has not begun yet refuses. The two begin within a round trip of each other."""
+
 ConnectionHandler = Callable[[BufferedTcpStream], Awaitable[None]]
 
 _BACKLOG: Final = 512
@@ -55,6 +59,23 @@ class TcpTransport(TCP):  # type: ignore[misc]
         except OSError as error:
             raise OpenConnectionError(error.strerror or str(error)) from error
         return RawConnection(BufferedTcpStream(stream), True)  # noqa: FBT003 (libp2p's signature)
+
+    async def dial_with_source(self, maddr: Multiaddr, source: tuple[str, int]) -> RawConnection:
+        """As `dial`, from the local address and port of a connection that lives: the routers on the
+        way then see it as coming from where that one comes from. Also called by libp2p.
+
+        The far end does the same; who is refused is too early, and tries again.
+        """
+        for _ in range(_CONNECTS_MAX):
+            try:
+                stream = await _connect(*tcp_endpoint(maddr), source)
+            except ConnectionError:
+                await trio.sleep(_CONNECT_AGAIN_SECONDS)
+            except OSError as error:
+                raise OpenConnectionError(error.strerror or str(error)) from error
+            else:
+                return RawConnection(BufferedTcpStream(stream), True)  # noqa: FBT003 (libp2p's)
+        raise OpenConnectionError("refused again and again")
 
     def create_listener(self, handler_function: ConnectionHandler) -> TcpListener:
         """A listener that hands every admitted connection to libp2p's `handler_function`."""
@@ -137,9 +158,16 @@ def _family(host: str) -> stdlib_socket.AddressFamily:
     return stdlib_socket.AF_INET6 if ":" in host else stdlib_socket.AF_INET
 
 
-async def _connect(host: str, port: int) -> trio.SocketStream:
+async def _connect(
+    host: str, port: int, source: tuple[str, int] | None = None
+) -> trio.SocketStream:
     connecting = trio.socket.socket(_family(host), stdlib_socket.SOCK_STREAM)
     try:
+        # On Linux several connections may leave from one port that nobody listens on if all have
+        # said this beforehand: so holes are punched from the port of the connection to a relay.
+        connecting.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_REUSEADDR, 1)
+        if source is not None:
+            await connecting.bind(source)
         await connecting.connect((host, port))
     except BaseException:
         connecting.close()

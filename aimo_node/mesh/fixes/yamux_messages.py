@@ -38,6 +38,11 @@ class LowerStream(Protocol):
     """What a connection runs on: a TCP stream, or a circuit through a relay."""
 
     path: str
+    relay: ID | None
+    """Who carries a circuit."""
+
+    def get_local_address(self) -> tuple[str, int] | None:
+        """Host and port of this side, if it has a socket."""
 
     def take_wire(self) -> Wire:
         """Hand over what the handshakes were done on."""
@@ -63,6 +68,8 @@ class YamuxConnection(IMuxedConn):  # type: ignore[misc]
         self.secured_conn = session
         self.peer_id = peer_id
         self.path = lower.path
+        self.relay = lower.relay
+        self._lower = lower
         self.event_started = trio.Event()
         self.on_close: Callable[[], Awaitable[None]] | None = None  # set by libp2p, not needed
         sealer, self._opener, self._leftover = take_over_ciphers(session)
@@ -112,6 +119,10 @@ class YamuxConnection(IMuxedConn):  # type: ignore[misc]
         """Host and port of the other side."""
         address: tuple[str, int] | None = self.secured_conn.get_remote_address()
         return address
+
+    def get_local_address(self) -> tuple[str, int] | None:
+        """Host and port of this side; None over a circuit."""
+        return self._lower.get_local_address()
 
     def get_transport_addresses(self) -> list[Any]:
         """The other side's address as a list of one multiaddr."""

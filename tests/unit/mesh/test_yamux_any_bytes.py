@@ -30,7 +30,7 @@ def build_connection() -> YamuxConnection:
     ciphers = SimpleNamespace(cipher_state_encrypt=cipher, cipher_state_decrypt=cipher)
     noise = SimpleNamespace(noise_state=SimpleNamespace(noise_protocol=ciphers))
     session = SimpleNamespace(conn=noise, is_initiator=False, _drain=lambda _: b"")
-    tcp = SimpleNamespace(take_wire=lambda: wire, path="direct")
+    tcp = SimpleNamespace(take_wire=lambda: wire, path="direct", relay=None)
     return YamuxConnection(session, tcp, "peer", HostLimits(inbound_streams_max=3))
 
 

@@ -74,7 +74,7 @@ class Peer:
         ciphers = SimpleNamespace(cipher_state_encrypt=cipher, cipher_state_decrypt=cipher)
         noise = SimpleNamespace(noise_state=SimpleNamespace(noise_protocol=ciphers))
         session = SimpleNamespace(conn=noise, is_initiator=False, _drain=lambda _: b"")
-        tcp = SimpleNamespace(take_wire=lambda: self.wire, path="direct")
+        tcp = SimpleNamespace(take_wire=lambda: self.wire, path="direct", relay=None)
         self.connection = YamuxConnection(session, tcp, "peer", limits)
 
     async def send(self, *packets: bytes) -> None:
