@@ -86,7 +86,11 @@ class DirectWays:
         Raises:
             NetworkError: the peer was met nowhere; the message says why.
         """
-        dial = partial(self._swarm.dial_addr, source=foothold.local)
+
+        async def dial(address: Multiaddr, peer_id: ID) -> Any:  # noqa: ANN401 (SwarmConn)
+            source = foothold.local if _fits(address, foothold.local) else None
+            return await self._swarm.dial_addr(address, peer_id, source=source)
+
         return await self._host.open_link(await self._race(dial, peer, targets, stagger=0.0))
 
     async def await_at(self, peer: PeerId, targets: Sequence[str], foothold: Foothold) -> str:
@@ -101,7 +105,8 @@ class DirectWays:
         if foothold.local is None:
             raise NetworkError("the relay dialled this node, so no hole can be punched")
         dial = partial(self._swarm.dial_addr_as_responder, source=foothold.local)
-        connection = await self._race(dial, peer, targets, stagger=0.0)
+        fitting = [one for one in targets if _fits(Multiaddr(one), foothold.local)]
+        connection = await self._race(dial, peer, fitting, stagger=0.0)
         host, port = connection.muxed_conn.get_remote_address()
         return f"{host}:{port}"
 
@@ -129,9 +134,6 @@ class DirectWays:
         return None if seen is None else str(socket_multiaddr(*seen))
 
 
-def of_family(targets: Sequence[str], local: tuple[str, int] | None) -> list[str]:
-    """Those that can be reached from a local address."""
-    if local is None:
-        return []
-    is_six = ":" in local[0]
-    return [one for one in targets if (":" in tcp_endpoint(Multiaddr(one))[0]) is is_six]
+def _fits(address: Multiaddr, local: tuple[str, int] | None) -> bool:
+    """Whether a connection there can leave from a local address."""
+    return local is not None and (":" in tcp_endpoint(address)[0]) is (":" in local[0])

@@ -15,7 +15,7 @@ import trio
 
 from aimo_node.domain.ids import PeerId
 from aimo_node.errors import CloseCode, NetworkError
-from aimo_node.mesh.circuits.direct import DirectWays, Foothold, of_family
+from aimo_node.mesh.circuits.direct import DirectWays, Foothold
 from aimo_node.mesh.circuits.targets import Targets, worth_trying
 from aimo_node.mesh.circuits.upgrade import UpgradeBook
 from aimo_node.mesh.fixes.hole_punch_messages import (
@@ -219,9 +219,8 @@ class Upgrades(IdleObserver):
         return arrival.is_set()
 
     async def _await_peer(self, meeting: _Round, targets: Sequence[str]) -> None:
-        fitting = of_family(targets, meeting.foothold.local)
         try:
-            where = await self._ways.await_at(meeting.peer, fitting, meeting.foothold)
+            where = await self._ways.await_at(meeting.peer, targets, meeting.foothold)
         except NetworkError as error:
             meeting.problems.append(error.message)
             return
