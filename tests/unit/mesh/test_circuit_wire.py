@@ -1,5 +1,7 @@
 """What a connection sees of the circuit it runs on."""
 
+from types import SimpleNamespace
+
 import trio
 
 from aimo_node.mesh.fixes.circuit_stream import CircuitStream
@@ -7,6 +9,8 @@ from aimo_node.mesh.fixes.circuit_stream import CircuitStream
 
 class FullStream:
     """A stream on which there is always something to read."""
+
+    muxed_conn = SimpleNamespace(peer_id=None)
 
     async def read(self, count: int) -> bytes:
         return b"x" * min(count, 10)
