@@ -41,11 +41,11 @@ class LowerStream(Protocol):
     relay: ID | None
     """Who carries a circuit."""
 
-    def get_local_address(self) -> tuple[str, int] | None:
-        """Host and port of this side, if it has a socket."""
-
     def take_wire(self) -> Wire:
         """Hand over what the handshakes were done on."""
+
+    def get_local_address(self) -> tuple[str, int] | None:
+        """Host and port of this side, if it has a socket."""
 
 
 class YamuxConnection(IMuxedConn):  # type: ignore[misc]
@@ -69,11 +69,11 @@ class YamuxConnection(IMuxedConn):  # type: ignore[misc]
         self.peer_id = peer_id
         self.path = lower.path
         self.relay = lower.relay
-        self._lower = lower
         self.event_started = trio.Event()
         self.on_close: Callable[[], Awaitable[None]] | None = None  # set by libp2p, not needed
         sealer, self._opener, self._leftover = take_over_ciphers(session)
         self._wire = lower.take_wire()
+        self._lower = lower
         self.outbox = Outbox(self._wire, sealer, limits.write_seconds_max)
         self._inbound_streams_max = limits.inbound_streams_max
         self._is_initiator = bool(session.is_initiator)
