@@ -35,12 +35,7 @@ from aimo_node.mesh.fixes.library import (
 )
 from aimo_node.mesh.fixes.limits import HostLimits
 from aimo_node.mesh.fixes.muxer_choice import accept_ed25519_only, build_upgrader
-from aimo_node.mesh.fixes.tcp_addresses import (
-    expand_wildcards,
-    is_dialable,
-    parse_multiaddr,
-    resolve,
-)
+from aimo_node.mesh.fixes.tcp_addresses import candidates, expand_wildcards, parse_multiaddr
 from aimo_node.mesh.fixes.tcp_listening import TcpTransport
 from aimo_node.mesh.identity import KeyPair
 from aimo_node.mesh.link_stream import LinkStream
@@ -295,31 +290,17 @@ class MeshHost:
 
     def _build_swarm(self, transport: TcpTransport) -> Swarm:
         accept_ed25519_only()
-        limits = self._limits
         key_pair = ed25519_key_pair(self._identity.seed)
         peer_id = ID.from_pubkey(key_pair.public_key)
         peerstore = PeerStore()
         peerstore.add_key_pair(peer_id, key_pair)
-        config = ConnectionConfig(
-            # The pruner must never run: it closes whom it likes. The gate refuses instead.
-            max_connections=limits.connections_max,
-            high_watermark=limits.connections_max,
-            low_watermark=0,
-            min_connections=0,
-            max_connections_per_peer=_CONNECTIONS_PER_PEER_MAX,
-            dial_timeout=limits.dial_seconds_max,
-            inbound_upgrade_timeout=limits.handshake_seconds_max,
-            outbound_upgrade_timeout=limits.handshake_seconds_max,
-            inbound_stream_protocol_negotiation_timeout=limits.negotiation_seconds_max,
-            outbound_stream_protocol_negotiation_timeout=limits.negotiation_seconds_max,
-        )
         return Swarm(
             peer_id,
             peerstore,
-            build_upgrader(key_pair, limits),
+            build_upgrader(key_pair, self._limits),
             transports=[transport],
             retry_config=RetryConfig(max_retries=0),
-            connection_config=config,
+            connection_config=_connection_config(self._limits),
         )
 
     # --- streams -----------------------------------------------------------------------------
@@ -379,22 +360,11 @@ class MeshHost:
                 return connection
         finished = self._dialing[peer] = trio.Event()
         try:
-            candidates = await self._candidates(peer, addresses)
-            return await race_addresses(self._swarm.dial_addr, peer_id, candidates, self._nursery)
+            found = await candidates(peer, addresses)
+            return await race_addresses(self._swarm.dial_addr, peer_id, found, self._nursery)
         finally:
             del self._dialing[peer]
             finished.set()
-
-    async def _candidates(self, peer: PeerId, addresses: Sequence[str]) -> list[Multiaddr]:
-        candidates: list[Multiaddr] = []
-        for text in addresses:
-            plain, _, named = text.partition("/p2p/")
-            if named not in {"", peer}:
-                continue
-            address = parse_multiaddr(plain)
-            if is_dialable(address):
-                candidates += await resolve(address)
-        return list(dict.fromkeys(candidates))
 
     # --- connections -------------------------------------------------------------------------
 
@@ -428,6 +398,22 @@ class MeshHost:
             async with trio.open_nursery() as nursery:
                 for connection in self._swarm.get_connections():
                     nursery.start_soon(connection.close)
+
+
+def _connection_config(limits: HostLimits) -> ConnectionConfig:
+    return ConnectionConfig(
+        # The pruner must never run: it closes whom it likes. The gate refuses instead.
+        max_connections=limits.connections_max,
+        high_watermark=limits.connections_max,
+        low_watermark=0,
+        min_connections=0,
+        max_connections_per_peer=_CONNECTIONS_PER_PEER_MAX,
+        dial_timeout=limits.dial_seconds_max,
+        inbound_upgrade_timeout=limits.handshake_seconds_max,
+        outbound_upgrade_timeout=limits.handshake_seconds_max,
+        inbound_stream_protocol_negotiation_timeout=limits.negotiation_seconds_max,
+        outbound_stream_protocol_negotiation_timeout=limits.negotiation_seconds_max,
+    )
 
 
 def _raw(circuit: CircuitStream, *, initiator: bool) -> RawConnection:

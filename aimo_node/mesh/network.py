@@ -15,6 +15,7 @@ from aimo_node.mesh.exchange import LinkExchange
 from aimo_node.mesh.link import ByteStream, Link, LinkObserver
 from aimo_node.mesh.observer import IdleObserver
 from aimo_node.mesh.pipe import open_pipe
+from aimo_node.mesh.rivals import hand_over, is_upgrade, retire, survivor
 from aimo_node.ports.peer_network import OutgoingRequest, RequestHandler
 from aimo_node.protocol import limits
 from aimo_node.protocol.handshake import Doorkeeper
@@ -33,12 +34,8 @@ LINKS_PER_PEER_MAX: Final = 8
 """Links of one peer that have not ended: those it lost may carry requests until they count as
 dead."""
 HANG_UP_SECONDS: Final = 1.0
-HANDOVER_SECONDS: Final = 5.0
-"""What a circuit's link stays for after a direct one has taken its place: until the peer has heard
-so too, it sends requests over it."""
 DIALS_MAX: Final = 256
 """Dials at a time: each holds sockets for up to ten seconds, whoever still waits for it."""
-_DIRECT: Final = "direct"
 _REFUSED: Final = frozenset({CloseCode.WrongMesh, CloseCode.NotAdmitted, CloseCode.VersionMismatch})
 
 
@@ -354,13 +351,13 @@ class MeshNetwork:
         """Keep one link for each peer: see `docs/protocol/v1.md`, "Both dial at once"."""
         other = self._links.get(link.peer)
         if other is not None and other is not link:
-            keep = self._survivor(other, link)
-            if keep is link and _is_upgrade(other, link) and self._nursery is not None:
-                self._nursery.start_soon(self._hand_over, other)
-            else:
-                self._retire(other if keep is link else link)
-            if keep is other:
+            if survivor(self.peer, other, link) is other:
+                retire(link)
                 return
+            if is_upgrade(other, link) and self._nursery is not None:
+                self._nursery.start_soon(hand_over, other)
+            else:
+                retire(other)
             self._leave(other)
         self._links[link.peer] = link
         self._link_made.set()
@@ -368,31 +365,6 @@ class MeshNetwork:
         log.info("link.opened", peer=link.peer, path=link.path, roles=link.roles.names)
         for observer in self._observers:
             observer.link_opened(link)
-
-    def _survivor(self, old: Link, new: Link) -> Link:
-        """Of two links opened from both ends the one that the smaller peer id opened; of two opened
-        from the same end the new one, since its opener must have lost the old one, or found a
-        better path. Opened from both ends, a direct one survives a circuit. Nor is an old one worth
-        keeping that is silent or on its way out."""
-        if not old.usable or old.session.suspect:
-            return new
-        if old.stream.initiator == new.stream.initiator:
-            return new
-        if old.path != new.path:
-            return old if old.path == _DIRECT else new
-        ours_survives = self.peer < old.peer
-        return old if old.stream.initiator == ours_survives else new
-
-    def _retire(self, link: Link) -> None:
-        if link.session.busy:
-            link.drain()
-        else:
-            link.close(CloseCode.DuplicateLink, "there is another link between us")
-
-    async def _hand_over(self, link: Link) -> None:
-        with trio.move_on_after(HANDOVER_SECONDS):
-            await link.closed.wait()
-        self._retire(link)
 
     def _leave(self, link: Link) -> None:
         for observer in self._observers:
@@ -426,10 +398,6 @@ class MeshNetwork:
         """Tell the observers."""
         for observer in self._observers:
             observer.announced(link, frame)
-
-
-def _is_upgrade(old: Link, new: Link) -> bool:
-    return old.usable and old.path != _DIRECT and new.path == _DIRECT
 
 
 class _ServingEnd(IdleObserver):

@@ -15,7 +15,7 @@ import trio
 from aimo_node.domain.answer import Finish
 from aimo_node.domain.ids import Endpoint, RequestId, Role
 from aimo_node.errors import NetworkError
-from aimo_node.mesh import network
+from aimo_node.mesh import network, rivals
 from aimo_node.mesh.circuits import upgrades
 from aimo_node.mesh.fixes.hole_punch_messages import (
     HOLE_PUNCH_PROTOCOL,
@@ -38,7 +38,7 @@ HANDOVER_SECONDS = 0.3
 @pytest.fixture(autouse=True)
 def short_times(monkeypatch):
     """What a slow network needs, a test does not."""
-    monkeypatch.setattr(network, "HANDOVER_SECONDS", HANDOVER_SECONDS)
+    monkeypatch.setattr(rivals, "HANDOVER_SECONDS", HANDOVER_SECONDS)
     monkeypatch.setattr(upgrades, "MEETING_SECONDS", 0.5)
 
 

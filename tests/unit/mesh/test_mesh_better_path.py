@@ -13,8 +13,9 @@ from aimo_node.domain.answer import Finish, Usage
 from aimo_node.domain.ids import Endpoint, FinishReason, PeerId, RequestId, Role
 from aimo_node.errors import CloseCode
 from aimo_node.mesh.link import Link
-from aimo_node.mesh.network import HANDOVER_SECONDS, LINKS_PER_PEER_MAX, MeshNetwork
+from aimo_node.mesh.network import LINKS_PER_PEER_MAX, MeshNetwork
 from aimo_node.mesh.pipe import open_pipe
+from aimo_node.mesh.rivals import HANDOVER_SECONDS
 from aimo_node.ports.peer_network import IncomingRequest, OutgoingRequest
 from aimo_node.testing.memory_network import MemoryMesh
 
