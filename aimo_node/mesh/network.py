@@ -159,9 +159,9 @@ class MeshNetwork:
         """Open a link on a stream to a peer that is linked already over a worse path.
 
         Returns:
-            Whether it has taken the place of the old one, which is let go when it is idle.
+            Whether it has taken the place of the old one, which ends once nothing runs on it.
         """
-        if self._nursery is None or self._links.get(stream.peer) is None:
+        if self._nursery is None:
             await stream.reset()
             return False
         link = self._make_link(stream)

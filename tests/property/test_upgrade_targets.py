@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from aimo_node.errors import NetworkError
 from aimo_node.mesh.circuits.targets import PORT_MIN, TARGETS_MAX, Targets, worth_trying
 from aimo_node.mesh.fixes.hole_punch_messages import hear_addresses
-from aimo_node.mesh.fixes.library import encode_varint_prefixed
+from aimo_node.mesh.fixes.library import HolePunch, encode_varint_prefixed
 
 hosts = st.one_of(
     st.ip_addresses().map(str),
@@ -79,7 +79,19 @@ class Tape:
         return taken
 
 
-@given(st.binary(max_size=200), st.booleans())
+messages = st.builds(
+    lambda kind, raw: HolePunch(type=kind, ObsAddrs=raw).SerializeToString(),
+    st.sampled_from([HolePunch.CONNECT, HolePunch.SYNC]),
+    st.lists(
+        st.builds(
+            bytes.__add__, st.sampled_from([b"", b"\x04", b"\x29", b"\xa5\x03"]), st.binary()
+        ),
+        max_size=40,
+    ),
+)
+
+
+@given(st.one_of(st.binary(max_size=200), messages), st.booleans())
 def test_any_bytes_are_addresses_or_an_error(data, framed):
     async def read() -> None:
         try:

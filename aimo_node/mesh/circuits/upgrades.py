@@ -27,6 +27,7 @@ from aimo_node.mesh.fixes.hole_punch_messages import (
 )
 from aimo_node.mesh.host import CIRCUIT, DIRECT, MeshHost
 from aimo_node.mesh.link import Link
+from aimo_node.mesh.link_stream import LinkStream
 from aimo_node.mesh.network import MeshNetwork
 from aimo_node.mesh.observer import IdleObserver
 
@@ -103,13 +104,19 @@ class Upgrades(IdleObserver):
             self._nursery = nursery
             self._ways = DirectWays(self._host, nursery)
             self._host.serve_raw(HOLE_PUNCH_PROTOCOL, self._serve)
-            while True:
-                self._news = trio.Event()
-                if not self._network.draining:
-                    for peer in self._book.begin(trio.current_time()):
-                        nursery.start_soon(self._try, peer)
-                with trio.move_on_at(self._book.next_at()):
-                    await self._news.wait()
+            try:
+                await self._begin_rounds(nursery)
+            finally:
+                self._nursery = None  # it takes nothing more
+
+    async def _begin_rounds(self, nursery: trio.Nursery) -> None:
+        while True:
+            self._news = trio.Event()
+            if not self._network.draining:
+                for peer in self._book.begin(trio.current_time()):
+                    nursery.start_soon(self._try, peer)
+            with trio.move_on_at(self._book.next_at()):
+                await self._news.wait()
 
     def retry_now(self) -> None:
         """The networks of this machine have changed: what has failed so far may work now."""
@@ -297,11 +304,11 @@ class Upgrades(IdleObserver):
 
     # --- both ---------------------------------------------------------------------------------
 
-    async def _adopt(self, stream: Any) -> None:  # noqa: ANN401 (LinkStream)
-        if self._on_circuit(stream.peer):
-            await self._network.adopt(stream)
+    async def _adopt(self, stream: LinkStream) -> None:
+        if self._is_direct(stream.peer):
+            await stream.reset()  # the other end was faster
         else:
-            await stream.reset()
+            await self._network.adopt(stream)
 
     def _note_failure(self, peer: PeerId, problem: str) -> None:
         log.info("upgrade.failed", peer=peer, reason=problem)

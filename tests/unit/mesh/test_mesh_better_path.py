@@ -154,11 +154,31 @@ async def test_what_runs_on_the_circuit_goes_on_and_what_comes_takes_the_direct_
         assert both.paths() == ("direct", "direct")
 
 
-async def test_nothing_is_adopted_in_the_place_of_no_link() -> None:
+async def test_a_direct_link_opens_although_the_circuit_has_gone_meanwhile() -> None:
+    """As when the relay dies at that moment."""
     async with pair() as both:
+        await both.link(both.first, "circuit")
+        old = both.first.link(B)
+        assert old is not None
+        old.close()
         near, far = open_pipe(A, B)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(both.second.accept, far)
+            assert await both.first.adopt(near)
+            assert both.paths() == ("direct", "direct")
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_stream_on_which_nobody_says_hello_takes_no_place(
+    autojump_clock: MockClock,
+) -> None:
+    async with pair() as both:
+        await both.link(both.first, "circuit")
+        near, _ = open_pipe(A, B)
         assert not await both.first.adopt(near)
-        assert await far.read() == b""
+        await trio.sleep(HANDOVER_SECONDS)
+        assert both.paths() == ("circuit", "circuit")
+        assert len(both.first._living) == 1
 
 
 async def test_a_peer_that_never_lets_go_of_circuits_holds_so_many_and_no_more() -> None:
