@@ -35,6 +35,8 @@ async def test_two_connections_leave_from_one_port():
             accepted, seen = other.accept()
             accepted.close()
             assert seen == local_end(first)
+            option = socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT
+            assert second.stream.stream.socket.getsockopt(*option) == 15_000, "see _ABANDON_SECONDS"
             await first.close()
             await second.close()
 
