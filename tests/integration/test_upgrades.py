@@ -286,6 +286,23 @@ async def test_no_more_is_tried_than_a_round_may_and_never_this_machine(monkeypa
         assert not any("127.0.0.1" in target for target in tried)
 
 
+async def test_a_peer_that_holds_up_its_round_gets_no_second_one_meanwhile():
+    async with apart(edge_listens=False, edge_upgrades=False) as (_, provider, edge):
+        await edge.network.connect(provider.peer)
+        await until(lambda: provider.network.link(edge.peer) is not None)
+        await gave_up_asking(provider, edge)
+        held = await begin(edge, provider)
+        with pytest.raises(NetworkError):
+            await begin(edge, provider)
+        await tell_addresses(held, [])
+        await hear_addresses(held)
+
+
+async def gave_up_asking(one: Party, other: Party) -> None:
+    """Wait until `one` knows that `other` speaks no DCUtR: then it begins no round for a while."""
+    await until(lambda: "cannot open a stream" in one.network.link(other.peer).reason)
+
+
 async def test_what_is_no_message_ends_the_round_and_nothing_else():
     async with apart(edge_listens=False, edge_upgrades=False) as (_, provider, edge):
         await edge.network.connect(provider.peer)

@@ -89,7 +89,8 @@ class Upgrades(IdleObserver):
         self._network = network
         self._addresses = addresses
         self._book = UpgradeBook()
-        self._served = 0
+        self._served: set[PeerId] = set()
+        """Whose rounds run here."""
         self._replaceable: dict[PeerId, Link] = {}
         """The circuit's link of each peer that has one."""
         self._arrivals: dict[PeerId, trio.Event] = {}
@@ -251,12 +252,12 @@ class Upgrades(IdleObserver):
             if not self._may_answer(peer, stream):
                 log.debug("upgrade.refused", peer=peer)
                 return
-            self._served += 1
+            self._served.add(peer)
             try:
                 with trio.fail_after(ROUND_SECONDS):
                     await self._answer(peer, stream)
             finally:
-                self._served -= 1
+                self._served.discard(peer)
         except (NetworkError, trio.TooSlowError) as error:
             log.debug("upgrade.not_answered", peer=peer, reason=str(error))
         finally:
@@ -264,10 +265,12 @@ class Upgrades(IdleObserver):
                 await net_stream.reset()
 
     def _may_answer(self, peer: PeerId, stream: Any) -> bool:  # noqa: ANN401 (YamuxStream)
-        """Only for members, and only over the circuit that is to be replaced."""
+        """Only for members, only over the circuit that is to be replaced, one round at a time."""
         if stream.muxed_conn.path != CIRCUIT or not self._on_circuit(peer):
             return False
-        return self._served < SERVED_MAX and self._book.may_answer(peer, trio.current_time())
+        if peer in self._served or len(self._served) >= SERVED_MAX:
+            return False
+        return self._book.may_answer(peer, trio.current_time())
 
     async def _answer(self, peer: PeerId, stream: Any) -> None:  # noqa: ANN401 (YamuxStream)
         meeting = await self._prepare(peer, stream)
