@@ -65,6 +65,12 @@ def rows(page: str) -> list[list[str]]:
     return [[cell.strip().replace("`", "") for cell in line.split("|")[1:-1]] for line in lines]
 
 
+def table(text: str) -> list[list[str]]:
+    """The cells of the rows about a file; those in code marks keep them, but for the first."""
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| `")]
+    return [[cells[0].strip().strip("`"), *map(str.strip, cells[1:])] for cells in rows]
+
+
 def row_of(page: str, first: str) -> list[str]:
     found = [row for row in rows(page) if row[0] == first]
     assert len(found) == 1, f"{page} has {len(found)} rows for {first}"
@@ -224,6 +230,21 @@ def test_cited_tests_exist() -> None:
             assert path.is_file(), f"{name_of(page)}: {file}"
             if function:
                 assert f"def {function}(" in text_of(path), f"{name_of(page)}: {file}::{function}"
+
+
+def test_every_fix_of_libp2p_is_listed_with_the_test_that_fails_without_it() -> None:
+    page = sections(text_of(DOCS / "explanation" / "libp2p-fixes.md"))
+    folder = ROOT / "aimo_node" / "mesh" / "fixes"
+    files = {path.name: text_of(path) for path in folder.glob("*.py") if path.stem != "__init__"}
+    faults = {name for name, text in files.items() if text.startswith('"""Fault: ')}
+    listed = {
+        section: {row[0]: row[-1] for row in table(page[section])}
+        for section in ("faults", "parts")
+    }
+    assert listed["faults"].keys() == faults
+    assert listed["parts"].keys() == files.keys() - faults
+    for name, guards in (*listed["faults"].items(), ("version.py", listed["parts"]["version.py"])):
+        assert TEST_NAME.search(guards), f"{name} is guarded by nothing"
 
 
 def command_lines() -> Iterator[tuple[str, list[str]]]:

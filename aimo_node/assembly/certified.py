@@ -17,7 +17,7 @@ from aimo_node.assembly.control_socket import Command
 from aimo_node.assembly.member_commands import member_commands
 from aimo_node.config.settings import Settings
 from aimo_node.domain.ids import PeerId, Role
-from aimo_node.domain.join import JoinTarget, format_join, peer_of_address
+from aimo_node.domain.join import ADDRESSES_MAX, JoinTarget, format_join, peer_of_address
 from aimo_node.errors import ConfigError, RemoteProtocolError
 from aimo_node.mesh.host import MeshHost
 from aimo_node.mesh.identity import KeyPair, load_identity, verifier
@@ -56,8 +56,9 @@ class AuthorityMembership:
         self._credential = Credential(self._mesh, identity.peer_id, roles, state, clock_ms=clock_ms)
         self._credential.agent = f"aimo/{__version__}"
         invite = b"" if self._authority else _invite(targets, self._credential, roles)
+        self._others = _addresses(targets, identity.peer_id)
         home = Home(
-            _addresses(targets, identity.peer_id),
+            self._others,
             invite,
             _inviters(targets, invite),
             self._authority,
@@ -74,12 +75,17 @@ class AuthorityMembership:
         return self._credential
 
     def commands(self, addresses: Callable[[], Sequence[str]]) -> Mapping[str, Command]:
-        """Inviting and banning, at the authority."""
+        """Inviting and banning, at the authority.
+
+        An invite names this node first, and then the relays it joins: they pass on what newcomers
+        ask who cannot reach this node.
+        """
         if self._authority is None:
             return {}
 
         def invitation(invite: bytes) -> str | None:
-            return self._joining(addresses(), invite)
+            through = [address for found in self._others.values() for address in found]
+            return self._joining([*addresses(), *through][:ADDRESSES_MAX], invite)
 
         return member_commands(self._authority, self._members, invitation, self._links)
 

@@ -16,6 +16,7 @@ from aimo_node.domain.join import JoinTarget, format_join, peer_of_address
 from aimo_node.errors import ConfigError
 from aimo_node.mesh.host import MeshHost
 from aimo_node.mesh.identity import KeyPair
+from aimo_node.mesh.membership.credential import CERTIFICATE_FILE
 from aimo_node.mesh.membership.secret import load_or_make_secret, read_secret
 from aimo_node.mesh.network import MeshNetwork
 from aimo_node.protocol.handshake import Admission, Doorkeeper
@@ -81,18 +82,25 @@ def membership(
         is_plain = bool(targets) and all(target.secret is None for target in targets)
         if is_plain and mesh_of_state(settings.node.state) is not None:
             return AuthorityMembership(settings, targets, identity, roles)
-        _refuse_forgotten_authority(settings, targets)
+        _refuse_forgotten_mesh(settings, targets)
     secret = mesh_secret(settings, targets)
     agent = f"aimo/{__version__}"
     return SecretMembership(Admission(identity.peer_id, secret, roles, agent=agent))
 
 
-def _refuse_forgotten_authority(settings: Settings, targets: Sequence[JoinTarget]) -> None:
-    key = settings.node.state / CERTIFIED_FILES["key"]
+def _refuse_forgotten_mesh(settings: Settings, targets: Sequence[JoinTarget]) -> None:
+    state = settings.node.state
+    key = state / CERTIFIED_FILES["key"]
     if not targets and key.exists():
         raise ConfigError(
             f"{key} is the key of a mesh's authority: start this node with --authority, or give it"
             " another folder with --state"
+        )
+    has_secret = (state / SECRET_FILE).exists()
+    if not targets and not has_secret and mesh_of_state(state) is not None:
+        raise ConfigError(
+            f"{state / CERTIFICATE_FILE} makes this node a member of a mesh with an authority: name"
+            " a relay of it with --join, or remove that file to begin another mesh"
         )
 
 

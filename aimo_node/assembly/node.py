@@ -16,6 +16,7 @@ from aimo_node.assembly.control_socket import ControlSocket
 from aimo_node.assembly.engine_commands import engine_commands
 from aimo_node.assembly.membership import membership, relays_of
 from aimo_node.assembly.node_status import NodeParts, status_command
+from aimo_node.assembly.peer_commands import peer_commands
 from aimo_node.assembly.providing import ProviderSide
 from aimo_node.config.settings import Settings
 from aimo_node.dispatch.dispatcher import Dispatcher
@@ -130,10 +131,10 @@ class Node:
             nursery.start_soon(self._network.run, paths)
             await self._network.running.wait()
             self._membership.start(nursery, self._host, self._network)
-            nursery.start_soon(self._control_socket().run)
             nursery.start_soon(self._circuits.run)
             nursery.start_soon(self._upgrades.run)
             self._start_roles(nursery)
+            nursery.start_soon(self._control_socket().run)
             if await self._become_member():
                 await self._serve(nursery, on_ready)
             else:
@@ -197,6 +198,8 @@ class Node:
             service=service,
         )
         commands = {**status_command(parts), **self._membership.commands(self._addresses)}
+        providers = self._dispatcher.providers if self._dispatcher is not None else tuple
+        commands.update(peer_commands(self._network, self._roles, providers))
         if providing is not None:
             commands.update(engine_commands(providing.service))
             commands.update(providing.owner_commands())
@@ -362,6 +365,7 @@ class Node:
     def _publish_numbers(self) -> None:
         watch, network = self._metrics.watch, self._network
         watch("aimo_links_open", lambda: network.statistics().links_open)
+        self._metrics.watch_each("aimo_links_by_path", network.links_by_path)
         watch("aimo_link_bytes_total", lambda: network.statistics().bytes_in, "received")
         watch("aimo_link_bytes_total", lambda: network.statistics().bytes_out, "sent")
         if self._providing is not None:

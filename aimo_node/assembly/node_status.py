@@ -9,6 +9,7 @@ from typing import Any, Final
 from aimo_node import __version__
 from aimo_node.assembly.control_socket import Command
 from aimo_node.assembly.engine_commands import report
+from aimo_node.assembly.peer_commands import link_view
 from aimo_node.dispatch.serving import ProviderService
 from aimo_node.domain.ids import Role
 from aimo_node.mesh.joiner import Joiner, RelayToJoin
@@ -72,11 +73,10 @@ def _relay(relay: RelayToJoin, network: MeshNetwork) -> dict[str, Any]:
 
 
 def _link(link: Link) -> dict[str, Any]:
-    hello, seconds = link.session.hello, link.session.rtt_seconds
+    hello = link.session.hello
     return {
         "peer": link.peer,
         "roles": link.roles.names,
         "agent": hello.agent if hello is not None else "",
-        "path": link.path,
-        "round_trip_ms": None if seconds is None else round(seconds * 1000, 1),
+        **link_view(link),
     }

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from aimo_node.cli.flags import edge_flags, join_file_flag, load_from, node_flags, provider_flags
+from aimo_node.cli.flags import (
+    authority_flag,
+    edge_flags,
+    join_file_flag,
+    load_from,
+    node_flags,
+    provider_flags,
+    relay_flags,
+)
 
 if TYPE_CHECKING:
     from aimo_node.assembly.doctor.finding import Finding
@@ -28,6 +36,8 @@ _UP: Final = "up"
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 @node_flags
 @join_file_flag
+@authority_flag
+@relay_flags
 @provider_flags
 @edge_flags
 @click.pass_context
@@ -46,8 +56,8 @@ def command(context: click.Context, /, *, role: str | None, as_json: bool, **_fl
     import trio
 
     from aimo_node.assembly.doctor.check import Subject
-    from aimo_node.assembly.doctor.checkup import CHECKS
     from aimo_node.assembly.doctor.examination import examine, has_problem
+    from aimo_node.assembly.doctor.possible import possible_checks
     from aimo_node.cli.folders import LOCK_FILE
     from aimo_node.cli.open_files import OPEN_FILES
     from aimo_node.telemetry.logs import configure_logging
@@ -55,7 +65,7 @@ def command(context: click.Context, /, *, role: str | None, as_json: bool, **_fl
     configure_logging("error", "text")
     subject = Subject(lambda: load_from(context), LOCK_FILE, OPEN_FILES, _roles_of(role))
     tell = _say_nothing if as_json else _print
-    findings = trio.run(examine, subject, CHECKS, tell)
+    findings = trio.run(examine, subject, possible_checks(), tell)
     if as_json:
         listed = [finding.to_json() for finding in findings]
         click.echo(json.dumps(listed, ensure_ascii=False, indent=2))

@@ -139,6 +139,24 @@ join_file_flag: Callable[[Any], Any] = click.option(
     help="Write the join string there once ready, mode 0640, for --join @FILE of others.",
 )
 
+relay_flags: Callable[[Any], Any] = _stack(
+    setting_flag(
+        "relay.member_megabytes_per_second",
+        "--member-megabytes-per-second",
+        type=float,
+        metavar="MB",
+        help="What one member's circuits may carry together.  [default: 64]",
+    ),
+    setting_flag(
+        "relay.circuit_megabytes_max",
+        "--circuit-megabytes-max",
+        type=float,
+        metavar="MB",
+        help="What one circuit may carry before it breaks off.  [default: no limit]",
+    ),
+)
+"""Flags of a relay that stands alone."""
+
 provider_flags: Callable[[Any], Any] = _stack(
     setting_flag(
         "provider.engine",

@@ -67,7 +67,10 @@ def prepare_join_file(path: Path) -> None:
     """
     if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
         raise ConfigError(f"cannot write {path}: its folder is missing or not writable")
-    path.unlink(missing_ok=True)
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot replace {path}: {error.strerror}") from error
 
 
 def write_join_file(path: Path, join: str) -> None:

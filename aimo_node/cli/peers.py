@@ -1,4 +1,4 @@
-"""`aimo peers`: the providers a running edge knows; and, at the authority, who is a member."""
+"""`aimo peers`: whom a running node is linked to and why so; at the authority, who is a member."""
 
 from __future__ import annotations
 
@@ -8,47 +8,123 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import click
+from click.core import ParameterSource
 
-from aimo_node.cli.edge_client import EdgeClient, edge_flag, key_file_flag, read_key
+from aimo_node.cli.edge_client import (
+    DEFAULT_EDGE,
+    EdgeClient,
+    EdgeError,
+    key_file_flag,
+    read_key,
+)
 from aimo_node.cli.failure import Failure
 from aimo_node.cli.flags import config_flag, load_from, state_flag
 from aimo_node.cli.listing import print_table
+from aimo_node.cli.peer_listing import print_peers
 
 ANSWER_SECONDS: Final = 10.0
 
-_COLUMNS = ("peer id", "models", "status", "running", "waiting", "path", "engines", "region")
 _MEMBER_COLUMNS = ("peer id", "roles", "state", "joined", "renewed", "certificate ends")
 _json_flag = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-@click.group("peers", invoke_without_command=True)
-@edge_flag
+@click.group("peers", invoke_without_command=True, subcommand_metavar="[COMMAND]")
+@state_flag
+@config_flag
+@click.option(
+    "--edge",
+    metavar="URL",
+    help=f"Ask this edge over HTTP instead; it tells of providers only.  [without a node here:"
+    f" {DEFAULT_EDGE}]",
+)
 @key_file_flag
-@click.option("--json", "as_json", is_flag=True, help="Print the edge's answer as JSON.")
+@_json_flag
 @click.pass_context
-def command(context: click.Context, /, *, edge: str, key_file: str | None, as_json: bool) -> None:
-    """List the providers that an edge knows, and how busy they are.
+def command(
+    context: click.Context,
+    /,
+    *,
+    edge: str | None,
+    key_file: str | None,
+    as_json: bool,
+    **_flags: object,
+) -> None:
+    """Show a node's peers: path, round trip, since when, why.
 
-    The commands below ask the authority of the mesh, on its own machine.
+    An edge shows the providers it knows besides, and how busy they are. The commands below ask the
+    authority of the mesh, on its own machine.
 
     \b
     Example:
+      aimo peers
+      aimo peers --state /var/lib/aimo --json
       aimo peers --edge http://127.0.0.1:8000
-      aimo peers list
     """
     if context.invoked_subcommand is not None:
+        _refuse_flags_before(context)
         return
-    client = EdgeClient(edge, read_key(key_file))
-    answer = client.get("/v1/providers")
+    if edge is not None or key_file is not None:
+        answer = _providers_of(edge or DEFAULT_EDGE, read_key(key_file))
+    else:
+        answer = _peers_of_node(context)
+    peers = answer.get("data") or []
     if as_json:
         click.echo(json.dumps(answer, ensure_ascii=False))
-        return
-    providers = answer.get("data") or []
-    if not providers:
-        click.echo("no providers have joined yet", err=True)
-        return
-    rows = [_row(provider) for provider in providers]
-    print_table(_COLUMNS, rows, wrapping=("models", "engines", "region"))
+    elif peers:
+        print_peers(peers)
+    else:
+        is_edge = "node" not in answer
+        nobody = "no providers have joined yet" if is_edge else "no peer is linked yet"
+        click.echo(nobody, err=True)
+
+
+def _refuse_flags_before(context: click.Context) -> None:
+    """They would be ignored there: a `--state` would name another node than the one that is asked.
+
+    Raises:
+        click.UsageError: there are some.
+    """
+    for parameter in context.command.params:
+        if context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE:
+            raise click.UsageError(
+                f"{parameter.opts[0]} belongs behind the command:"
+                f" aimo peers {context.invoked_subcommand} {parameter.opts[0]} …"
+            )
+
+
+def _peers_of_node(context: click.Context) -> Mapping[str, Any]:
+    """What the node here says; if none runs and none was named, what the usual edge says."""
+    from aimo_node.assembly.control_socket import ask_node
+    from aimo_node.errors import ConfigError
+
+    state = load_from(context).settings.node.state
+    answer: dict[str, Any] = {"object": "list", "data": []}
+    request = {"command": "node.peers"}
+    try:
+        while True:
+            part = ask_node(state, request, ANSWER_SECONDS)
+            answer["node"] = part["node"]
+            answer["data"] += part["data"]
+            if part["next"] is None:
+                return answer
+            request["after"] = part["next"]
+    except ConfigError as error:
+        if context.get_parameter_source("state") is ParameterSource.COMMANDLINE:
+            raise Failure(str(error)) from error
+        return _providers_of_edge(str(error))
+
+
+def _providers_of(edge: str, key: str | None) -> Mapping[str, Any]:
+    return EdgeClient(edge, key).get("/v1/providers")
+
+
+def _providers_of_edge(problem: str) -> Mapping[str, Any]:
+    try:
+        answer = _providers_of(DEFAULT_EDGE, None)
+    except EdgeError as error:
+        raise Failure(f"{problem}; and {error.message}") from error
+    click.echo(f"{problem}; the edge at {DEFAULT_EDGE} knows:", err=True)
+    return answer
 
 
 @command.command("ban")
@@ -137,24 +213,3 @@ def _time(milliseconds: int) -> str:
         return "-"
     moment = datetime.fromtimestamp(milliseconds / 1000, UTC)
     return moment.strftime("%Y-%m-%d %H:%M UTC")
-
-
-def _row(provider: Mapping[str, Any]) -> tuple[object, ...]:
-    states = provider.get("model_states") or {}
-    models = [_with_state(model, states.get(model)) for model in provider.get("models") or ()]
-    engines = [
-        _with_state(engine.get("label"), engine.get("state"))
-        for engine in provider.get("engines") or ()
-    ]
-    status = provider.get("status", "")
-    if not provider.get("trusted", True):
-        status = f"{status} (not trusted)"
-    plain = (provider.get(name, "") for name in ("running", "waiting", "path"))
-    kinds = ", ".join(engines) or provider.get("engine", "")
-    region = provider.get("region", "")
-    return (provider.get("id", ""), ", ".join(models), status, *plain, kinds, region)
-
-
-def _with_state(name: object, state: object) -> str:
-    """The name, and its state if it is not the usual one."""
-    return str(name) if state in (None, "running") else f"{name} ({state})"

@@ -4,26 +4,13 @@ from __future__ import annotations
 
 import click
 
-from aimo_node.cli.flags import authority_flag, join_file_flag, node_flags, setting_flag
+from aimo_node.cli.flags import authority_flag, join_file_flag, node_flags, relay_flags
 
 
 @click.command("relay")
 @node_flags
 @join_file_flag
-@setting_flag(
-    "relay.member_megabytes_per_second",
-    "--member-megabytes-per-second",
-    type=float,
-    metavar="MB",
-    help="What one member's circuits may carry together.  [default: 64]",
-)
-@setting_flag(
-    "relay.circuit_megabytes_max",
-    "--circuit-megabytes-max",
-    type=float,
-    metavar="MB",
-    help="What one circuit may carry before it breaks off.  [default: no limit]",
-)
+@relay_flags
 @authority_flag
 @click.pass_context
 def command(context: click.Context, /, **_flags: object) -> int:

@@ -114,7 +114,7 @@ class RoutedAnswer:
 
     def _next_candidate(self) -> None:
         candidate = self._candidates.pop(0)
-        self.provider, self.model_digest = candidate.peer, candidate.model_digest
+        self.provider, self.model_digest, self.path = candidate.peer, candidate.model_digest, ""
         self._tried.add(candidate.peer)
         self.attempts += 1
         self._attempting = True

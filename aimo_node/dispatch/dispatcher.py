@@ -6,15 +6,16 @@ Owns the routing table, which the mesh feeds with what it hears of providers.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from typing import Final, Protocol
 
 import structlog
 import trio
 
 from aimo_node.dispatch.attempts import RoutedAnswer
-from aimo_node.dispatch.inference import InferenceRequest, ProviderView
+from aimo_node.dispatch.inference import Answer, InferenceRequest, ProviderView
 from aimo_node.domain.ids import PeerId, RequestId, split_pinned
+from aimo_node.domain.links import LinkFacts
 from aimo_node.domain.models import Health, ModelInfo
 from aimo_node.errors import (
     CodedError,
@@ -89,8 +90,10 @@ class Dispatcher:
             for peer in self.table.expire(trio.current_time()):
                 log.info("provider.forgotten", provider=peer)
 
-    async def open(self, request: InferenceRequest) -> RoutedAnswer:
-        """Admit the request and send it to the first candidate that takes it.
+    async def open(
+        self, request: InferenceRequest, admitted: Callable[[Answer], None] | None = None
+    ) -> RoutedAnswer:
+        """See `dispatch.inference.InferenceDoor`: send it to the first candidate that takes it.
 
         Raises:
             CodedError: Draining, Overloaded, ModelNotFound, ProviderNotFound, or what the last
@@ -104,6 +107,8 @@ class Dispatcher:
             raise
         self._requests[answer] = request
         self._bodies_bytes += len(request.body)
+        if admitted is not None:
+            admitted(answer)
         try:
             await answer.attempt()
         except BaseException:
@@ -209,7 +214,8 @@ class Dispatcher:
         """Everybody this node knows, also those that are offline."""
         now = trio.current_time()
         entries = sorted(self.table, key=lambda entry: entry.peer)
-        return [_view(entry, now, self._trusted) for entry in entries]
+        facts = self._network.link_facts
+        return [_view(entry, now, self._trusted, facts(entry.peer)) for entry in entries]
 
     def models(self) -> Sequence[ModelInfo]:
         """Each model some provider serves now, once, by name."""
@@ -257,7 +263,9 @@ def _untrusted(route: RouteRequest) -> CodedError:
     )
 
 
-def _view(entry: ProviderEntry, now: float, trusted: Set[PeerId] | None) -> ProviderView:
+def _view(
+    entry: ProviderEntry, now: float, trusted: Set[PeerId] | None, link: LinkFacts | None
+) -> ProviderView:
     load = entry.load
     status = "suspect" if entry.suspect else entry.health.text
     if entry.health is Health.OFFLINE:
@@ -279,4 +287,5 @@ def _view(entry: ProviderEntry, now: float, trusted: Set[PeerId] | None) -> Prov
         version=entry.descriptor.version,
         seen_seconds_ago=max(0.0, now - entry.heard_at),
         trusted=trusted is None or entry.peer in trusted,
+        link=link,
     )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from aimo_node.domain.answer import AnswerPart
 from aimo_node.domain.ids import Endpoint, ModelName, PeerId, RequestId
+from aimo_node.domain.links import LinkFacts
 from aimo_node.domain.models import EngineInfo, ModelInfo
 
 
@@ -35,6 +36,7 @@ class Answer(Protocol):
     """An answer on its way. One task reads it; `cancel` must be called in the end, always.
 
     Attributes:
+        path: of the link to `provider`; empty while there is none.
         model_digest: of the model as the provider says it serves it; empty if unknown.
     """
 
@@ -70,6 +72,7 @@ class ProviderView:
         engines: each of them, in whatever state; empty if it does not say.
         kv_used, prefix_hits, first_token_seconds: see `Load`.
         trusted: whether this edge may ask it.
+        link: which way leads there, and why; None while there is no link.
     """
 
     peer: PeerId
@@ -88,13 +91,20 @@ class ProviderView:
     prefix_hits: float = 0.0
     first_token_seconds: float = 0.0
     trusted: bool = True
+    link: LinkFacts | None = None
 
 
 class InferenceDoor(Protocol):
     """What the HTTP door needs; `dispatch.dispatcher.Dispatcher` is it."""
 
-    async def open(self, request: InferenceRequest) -> Answer:
+    async def open(
+        self, request: InferenceRequest, admitted: Callable[[Answer], None] | None = None
+    ) -> Answer:
         """Admit the request and send it to the first candidate.
+
+        Args:
+            admitted: called with the answer once there is somebody to ask: it says who was asked
+                even if this raises then.
 
         Raises:
             CodedError: refused, or every candidate failed.

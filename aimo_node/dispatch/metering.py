@@ -9,6 +9,7 @@ of its prompt where the engine can count them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 import trio
 
@@ -16,6 +17,9 @@ from aimo_node.dispatch.quota import DayQuotas, Quota, Spent
 from aimo_node.dispatch.usage import HOUR_SECONDS, UsageBook, UsageRow
 from aimo_node.domain.answer import Usage
 from aimo_node.domain.ids import ModelName, PeerId
+
+TOKENS_MAX: Final = 1 << 40
+"""Of one request, whatever its engine says: the ledger takes 63 bits."""
 
 
 class Meter:
@@ -54,11 +58,10 @@ class Meter:
     def record(self, peer: PeerId, model: ModelName, requests: int, usage: Usage) -> None:
         """Something was used; the request itself is in the quota already."""
         now = self._clock()
+        prompt, completion = _bounded(usage.prompt_tokens), _bounded(usage.completion_tokens)
         # with the name of its account: fresh identities are not to fill the disk either
-        name = self.quotas.spend(peer, usage.prompt_tokens + usage.completion_tokens, now)
-        row = UsageRow(
-            name, model, requests, usage.prompt_tokens, usage.completion_tokens, now, now
-        )
+        name = self.quotas.spend(peer, prompt + completion, now)
+        row = UsageRow(name, model, requests, prompt, completion, now, now)
         self.book.add(int(now // HOUR_SECONDS), row)
         self.news.set()
 
@@ -89,3 +92,7 @@ class Bill:
         """The request has ended; what was not settled does not count."""
         if not self._counts:
             self._meter.quotas.give_back(self._peer, self._account)
+
+
+def _bounded(tokens: int) -> int:
+    return min(max(0, tokens), TOKENS_MAX)

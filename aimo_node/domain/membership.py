@@ -23,7 +23,7 @@ SKEW_MS: Final = 30_000
 INVITE_USES_MAX: Final = 1_000
 INVITE_MS_MAX: Final = 365 * 24 * 3600 * 1000
 BANS_MAX: Final = 1_000
-"""Bans that are told to everybody: only of peers whose certificates still run."""
+"""Bans that are told to everybody: only of peers whose certificates may still run."""
 ALL_ROLES: Final = Role.RELAY | Role.PROVIDER | Role.EDGE
 
 
@@ -90,7 +90,7 @@ class Invite:
 
 @dataclass(frozen=True, slots=True)
 class BanList:
-    """Who is shut out although a certificate of theirs still runs; a higher version replaces."""
+    """Who is shut out although a certificate of theirs may still run; a higher version replaces."""
 
     mesh: bytes
     version: int
@@ -140,8 +140,8 @@ def _time_problem(certificate: Certificate, now_ms: int) -> str | None:
     if certificate.issued_ms > now_ms + SKEW_MS:
         seconds = (certificate.issued_ms - now_ms) / 1000
         return (
-            f"the certificate begins {seconds:.0f} s in the future: the clock of this machine, or"
-            " that of the authority, is wrong"
+            f"the certificate begins {seconds:.0f} s in the future, by the clock of whoever says"
+            " this: that clock is behind the authority's, or the authority's was ahead"
         )
     return None
 

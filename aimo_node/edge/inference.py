@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import trio
 
@@ -16,6 +16,8 @@ from aimo_node.errors import CodedError, Draining, InternalError
 
 OK: Final = "ok"
 CANCELLED: Final = "cancelled"
+NO_PATH: Final = "none"
+"""What is said of a provider to which no way led."""
 
 
 class OpenAnswer:
@@ -71,12 +73,25 @@ class OpenAnswer:
             "x-aimo-request-id": request_id,
             "x-request-id": request_id,  # where OpenAI's SDKs look for it
             "x-aimo-provider": answer.provider,
-            "x-aimo-path": answer.path,
+            "x-aimo-path": answer.path or NO_PATH,
             "x-aimo-attempts": str(answer.attempts),
         }
         if answer.model_digest:
             headers["x-aimo-model-digest"] = answer.model_digest.hex()
         return headers
+
+    @property
+    def route(self) -> dict[str, Any]:
+        """What `headers` say of the way, for answers that have none of their own."""
+        answer = self._answer
+        if answer is None:
+            return {}
+        return {
+            "request_id": answer.request_id.hex(),
+            "provider": answer.provider,
+            "path": answer.path or NO_PATH,
+            "attempts": answer.attempts,
+        }
 
     async def start(self) -> None:
         """Hand the request to the dispatcher.
@@ -84,7 +99,11 @@ class OpenAnswer:
         Raises:
             CodedError: refused, or every candidate failed.
         """
-        self._answer = await self._desk.door.open(self._request)
+        self._answer = await self._desk.door.open(self._request, self._admitted)
+
+    def _admitted(self, answer: Answer) -> None:
+        """Who is asked is worth saying even if nobody can be reached."""
+        self._answer = answer
 
     async def hold(self, hold_seconds: float) -> None:
         """Wait for the first parts, at most until so long after the request came.

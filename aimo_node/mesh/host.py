@@ -26,7 +26,6 @@ from aimo_node.mesh.fixes.library import (
     ConnectionConfig,
     ConnectionType,
     Multiaddr,
-    MultiselectCommunicator,
     PeerStore,
     RawConnection,
     RetryConfig,
@@ -35,6 +34,7 @@ from aimo_node.mesh.fixes.library import (
 )
 from aimo_node.mesh.fixes.limits import HostLimits
 from aimo_node.mesh.fixes.muxer_choice import accept_ed25519_only, build_upgrader
+from aimo_node.mesh.fixes.protocol_names import NameReader
 from aimo_node.mesh.fixes.tcp_addresses import candidates, expand_wildcards, parse_multiaddr
 from aimo_node.mesh.fixes.tcp_listening import TcpTransport
 from aimo_node.mesh.identity import KeyPair
@@ -344,7 +344,7 @@ class MeshHost:
         try:
             with trio.fail_after(self._limits.negotiation_seconds_max):
                 agreed = await self._host.multiselect_client.select_one_of(
-                    [protocol], MultiselectCommunicator(net_stream)
+                    [protocol], NameReader(net_stream)
                 )
         except BaseException:
             with trio.CancelScope(shield=True):

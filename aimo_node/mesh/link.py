@@ -6,6 +6,7 @@ connection when a read or write is cancelled half-way.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -131,6 +132,10 @@ class Link:
         self.path = stream.path
         self.reason = stream.reason
         """Why it is this path; whoever tries another one may say how that went."""
+        self.since = 0.0
+        """When it opened, in seconds since the epoch; 0 before."""
+        self.open_at = 0.0
+        """The same in steady time."""
         self.opened = trio.Event()
         self.closed = trio.Event()
         self.settled = trio.Event()
@@ -162,6 +167,11 @@ class Link:
         return Role(hello.roles & int(~Role.NONE)) if hello is not None else Role.NONE
 
     @property
+    def rights(self) -> Role:
+        """The roles the peer may act in now."""
+        return self.session.rights
+
+    @property
     def usable(self) -> bool:
         """Whether new requests may go over this link."""
         return self.opened.is_set() and not self.closed.is_set() and not self.draining
@@ -170,6 +180,11 @@ class Link:
     def draining(self) -> bool:
         """Whether the peer takes no new requests."""
         return self.session.remote_draining
+
+    @property
+    def round_trip_seconds(self) -> float | None:
+        """As measured last; None before the first answer, milliseconds after the link opened."""
+        return self.session.rtt_seconds
 
     async def run(self) -> None:
         """Live until the link ends, whichever side ends it; then everything on it has ended."""
@@ -228,6 +243,11 @@ class Link:
         """Ask the peer whether it admits us, too: see `welcome`."""
         self.session.probe(trio.current_time())
         self._flush_now()
+
+    def expire(self) -> None:
+        """What admitted the peer has ended: as `drain`, and it may act in no role any more."""
+        self.session.expire()
+        self.flush()
 
     def drain(self) -> None:
         """Take no new requests over this link; it ends with the last running one."""
@@ -374,14 +394,16 @@ class Link:
         if isinstance(event, ProbeAnswered):
             self.welcome.set()
             return
+        self.since, self.open_at = time.time_ns() / 1e9, trio.current_time()
         self.opened.set()
         self.settled.set()
+        self.session.measure(self.open_at)
         self._observer.link_opened(self)
 
     def _serve(self, event: RequestReceived) -> None:
         request_id = RequestId(event.request.request_id)
         try:
-            if Role.EDGE not in self.session.rights:
+            if Role.EDGE not in self.rights:
                 raise PermissionDenied("the certificate of this node is not for the role edge")
             if self._handler is None or self._nursery is None:
                 raise ModelNotFound("this node serves no models")

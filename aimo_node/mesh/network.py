@@ -10,9 +10,11 @@ import structlog
 import trio
 
 from aimo_node.domain.ids import PeerId, Role
+from aimo_node.domain.links import LinkFacts
 from aimo_node.errors import CloseCode, CodedError, Draining, NetworkError, PermissionDenied
 from aimo_node.mesh.exchange import LinkExchange
 from aimo_node.mesh.link import ByteStream, Link, LinkObserver
+from aimo_node.mesh.link_facts import facts_of
 from aimo_node.mesh.observer import IdleObserver
 from aimo_node.mesh.pipe import open_pipe
 from aimo_node.mesh.rivals import hand_over, is_upgrade, retire, survivor
@@ -136,6 +138,16 @@ class MeshNetwork:
         """Every link that has not ended, also those that were replaced and still serve."""
         return iter(list(self._living))
 
+    def rights(self, peer: PeerId) -> Role:
+        """The roles a peer may act in: none without a link that admits it now."""
+        link = self._links.get(peer)
+        return link.rights if link is not None else Role.NONE
+
+    def link_facts(self, peer: PeerId) -> LinkFacts | None:
+        """See `ports.peer_network.PeerNetwork`."""
+        link = self._links.get(peer)
+        return None if link is None else facts_of(link)
+
     async def connect(self, peer: PeerId) -> Link:
         """The link to a peer, dialled if there is none.
 
@@ -181,6 +193,8 @@ class MeshNetwork:
                 link = await self.connect(peer)
             except PermissionDenied as error:
                 raise NetworkError(error.message) from error
+        if peer != self.peer and Role.PROVIDER not in link.rights:
+            raise NetworkError(f"the certificate of {peer} is not for the role provider")
         return link.open_exchange(request)
 
     @property
@@ -225,6 +239,13 @@ class MeshNetwork:
             bytes_in=self._past_bytes[0] + sum(link.bytes_in for link in links),
             bytes_out=self._past_bytes[1] + sum(link.bytes_out for link in links),
         )
+
+    def links_by_path(self) -> dict[str, int]:
+        """How many links are open over which path; each path is named, those without links too."""
+        counts = dict.fromkeys(("direct", "circuit", "local"), 0)
+        for link in self._links.values():
+            counts[link.path] = counts.get(link.path, 0) + 1
+        return counts
 
     def _usable(self, peer: PeerId) -> Link | None:
         link = self._links.get(peer)
@@ -362,7 +383,8 @@ class MeshNetwork:
         self._links[link.peer] = link
         self._link_made.set()
         self._link_made = trio.Event()
-        log.info("link.opened", peer=link.peer, path=link.path, roles=link.roles.names)
+        how = {"path": link.path, "reason": link.reason}
+        log.info("link.opened", peer=link.peer, **how, roles=link.roles.names)
         for observer in self._observers:
             observer.link_opened(link)
 

@@ -30,8 +30,11 @@ class MemberStore(Protocol):
     def set_ban(self, peer: PeerId, now_ms: int, *, banned: bool) -> bool:
         """Ban a peer or lift its ban; whether that changed anything."""
 
+    def catch_up(self, version: int, banned: frozenset[PeerId], now_ms: int) -> bool:
+        """Be no older than a list of bans that is known elsewhere; whether the book was."""
+
     def bans(self, now_ms: int) -> tuple[int, frozenset[PeerId]]:
-        """Version of the list, and who is banned while a certificate of theirs still runs."""
+        """Version of the list, and who is banned while a certificate of theirs may still run."""
 
     def members(self) -> Sequence[Member]:
         """Everybody who ever joined or was banned, the oldest first."""

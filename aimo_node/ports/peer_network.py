@@ -8,6 +8,7 @@ from typing import Final, Protocol
 
 from aimo_node.domain.answer import AnswerPart, Finish
 from aimo_node.domain.ids import ContentType, Endpoint, PeerId, RequestId
+from aimo_node.domain.links import LinkFacts
 from aimo_node.errors import CodedError
 
 QUEUE_HEADER: Final = "queue"
@@ -62,6 +63,9 @@ class PeerNetwork(Protocol):
             NetworkError: the peer cannot be reached.
             Overloaded: the link carries as many requests as it may.
         """
+
+    def link_facts(self, peer: PeerId) -> LinkFacts | None:
+        """What is known of the open link to a peer; None if there is none."""
 
 
 class IncomingRequest(Protocol):

@@ -68,6 +68,8 @@ PING_SECONDS: Final = 1.5
 SUSPECT_SECONDS: Final = 4.5
 DEAD_SECONDS: Final = 12.0
 """Three missed pings make a peer suspect, eight dead; a pause of garbage collection does not."""
+MEASURE_SECONDS: Final = 10.0
+"""A link that is never silent is pinged so often, for its round trip: 26 bytes are no load."""
 
 HEADERS_MAX: Final = 16
 HEADER_NAME_CHARS_MAX: Final = 32

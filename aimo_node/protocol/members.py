@@ -14,7 +14,7 @@ from msgspec import Meta
 from aimo_node.errors import RemoteProtocolError
 from aimo_node.protocol import limits
 from aimo_node.protocol.certificates import SIGNED_BYTES_MAX
-from aimo_node.protocol.frames import Message, Unsigned16, Unsigned63
+from aimo_node.protocol.frames import Message, PeerIdField, Unsigned16, Unsigned63
 
 MESSAGE_BYTES_MAX: Final = SIGNED_BYTES_MAX + limits.ENVELOPE_BYTES_MAX
 _PREFIX: Final = limits.LENGTH_PREFIX_BYTES
@@ -40,6 +40,23 @@ class Bans(msgspec.Struct, array_like=True, tag=3, frozen=True, gc=False):
     bans: _Sealed
 
 
+class Show(msgspec.Struct, array_like=True, tag=7, frozen=True, gc=False):
+    """My certificate is a new one: judge our link by it from now on."""
+
+    certificate: Annotated[bytes, Meta(max_length=limits.PROOF_BYTES_MAX)]
+
+
+class PassOn(msgspec.Struct, array_like=True, tag=8, frozen=True, gc=False):
+    """From a relay to the authority: somebody asked me, who cannot reach you.
+
+    Attributes:
+        peer_id: who asked, as Noise proved to the relay.
+    """
+
+    peer_id: PeerIdField
+    question: Redeem | Renew
+
+
 class Granted(msgspec.Struct, array_like=True, tag=4, frozen=True, gc=False):
     """Your certificate, the latest list of bans, and the authority's clock."""
 
@@ -60,7 +77,7 @@ class Taken(msgspec.Struct, array_like=True, tag=6, frozen=True, gc=False):
     """The list was read."""
 
 
-Question: TypeAlias = Redeem | Renew | Bans
+Question: TypeAlias = Redeem | Renew | Bans | Show | PassOn
 Answer: TypeAlias = Granted | Refused | Taken
 _Kind = TypeVar("_Kind")
 

@@ -88,7 +88,8 @@ class Session:
         self._is_probing = False
         self.hello: Hello | None = None
         self.rights = Role.NONE
-        """The roles the peer may act in, once its Hello was accepted."""
+        """The roles the peer may act in: none before its Hello was accepted, none once its proof
+        has ended."""
         self._handlers: dict[type[Frame], _Handler] = self._handler_table()
         self._outbox.put_control(codec.encode(admission.hello_to(remote)))
 
@@ -205,6 +206,11 @@ class Session:
             self._is_probing = True
             self._outbox.put_control(codec.encode(Ping(self._liveness.ping(now))))
 
+    def measure(self, now: float) -> None:
+        """Send a Ping though none is due: its answer is a first round trip."""
+        if self.state in _TALKING:
+            self._outbox.put_control(codec.encode(Ping(self._liveness.measure(now))))
+
     def announce(self, frame: Announcement) -> None:
         """Send a frame that stands alone; dropped unless the link is open.
 
@@ -217,6 +223,20 @@ class Session:
         if len(data) > limits.FRAME_BYTES_MAX:
             raise LocalProtocolError(f"a {type(frame).__name__} of {len(data)} bytes is too large")
         self._outbox.put_announcement(data)
+
+    def readmit(self, hello: Hello) -> None:
+        """Judge the peer by another Hello from now on: it has shown a new proof.
+
+        Raises:
+            RemoteProtocolError: that one would not have been accepted.
+        """
+        self._admission.check(hello, self._remote)
+        self.hello, self.rights = hello, self._admission.rights(hello)
+
+    def expire(self) -> None:
+        """The peer's proof has ended: it may begin nothing any more, what runs may finish."""
+        self.rights = Role.NONE
+        self.drain()
 
     def drain(self) -> None:
         """Take no new requests; running ones finish."""

@@ -129,15 +129,33 @@ class SqliteMemberStore:
             if _is_banned(book, peer) == banned:
                 return False
             if banned and len(_running_bans(book, now_ms)) >= BANS_MAX:
-                raise ConfigError(f"{BANS_MAX} bans of peers whose certificates still run: wait")
+                raise ConfigError(
+                    f"{BANS_MAX} bans of peers whose certificates may still run: wait"
+                )
             if not _make_room(book, peer, now_ms):
                 raise ConfigError(f"the book of members is full: {MEMBERS_MAX}")
             _admit(book, peer, 0, now_ms)
             since = now_ms if banned else None
             book.execute("UPDATE members SET banned_ms = ? WHERE peer = ?", (since, peer))
-            _next_bans(book, now_ms)
+            _next(book, "bans")
             if not banned:  # one who was banned before it ever joined is a stranger again
                 book.execute("DELETE FROM members WHERE peer = ? AND issued_ms = 0", (peer,))
+            return True
+
+    def catch_up(self, version: int, banned: frozenset[PeerId], now_ms: int) -> bool:
+        """See `MemberStore.catch_up`. Bans of the book that the list lacks stay in force."""
+        with self._transaction() as book:
+            (own,) = book.execute("SELECT value FROM counters WHERE name = 'bans'").fetchone()
+            if own >= version:
+                return False
+            for peer in sorted(banned):
+                _admit(book, peer, 0, now_ms)
+                book.execute(
+                    "UPDATE members SET banned_ms = coalesce(banned_ms, ?),"
+                    " expires_ms = max(expires_ms, ?) WHERE peer = ?",
+                    (now_ms, now_ms + CERTIFICATE_MS, peer),
+                )
+            book.execute("UPDATE counters SET value = ? WHERE name = 'bans'", (version + 1,))
             return True
 
     def bans(self, now_ms: int) -> tuple[int, frozenset[PeerId]]:
@@ -203,24 +221,18 @@ def _next(book: sqlite3.Connection, counter: str) -> int:
     return int(value)
 
 
-def _next_bans(book: sqlite3.Connection, now_ms: int) -> None:
-    """Begin a new version of the list: the time, so that a book that was restored from a backup
-    does not begin again with versions that members have seen, and take for old."""
-    book.execute(
-        "UPDATE counters SET value = max(value + 1, ?) WHERE name = 'bans'",
-        (now_ms,),
-    )
-
-
 def _is_banned(book: sqlite3.Connection, peer: PeerId) -> bool:
     found = book.execute("SELECT banned_ms FROM members WHERE peer = ?", (peer,)).fetchone()
     return found is not None and found[0] is not None
 
 
 def _running_bans(book: sqlite3.Connection, now_ms: int) -> frozenset[PeerId]:
+    """Of peers that may have a certificate that runs: also one that this book knows nothing of, if
+    it was restored from a backup."""
     rows = book.execute(
-        "SELECT peer FROM members WHERE banned_ms IS NOT NULL AND expires_ms > ?",
-        (now_ms - 2 * SKEW_MS,),
+        "SELECT peer FROM members WHERE banned_ms IS NOT NULL"
+        " AND max(expires_ms, banned_ms + ?) > ?",
+        (CERTIFICATE_MS, now_ms - 2 * SKEW_MS),
     )
     return frozenset(PeerId(peer) for (peer,) in rows)
 

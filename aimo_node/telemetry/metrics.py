@@ -61,6 +61,7 @@ METRICS: Final = tuple(
         ("aimo_attempts_total", "counter", "Candidates that were tried for requests."),
         ("aimo_refused_total", "counter", "Requests refused before they started.", ("reason",)),
         ("aimo_links_open", "gauge", "Links to peers that are open."),
+        ("aimo_links_by_path", "gauge", "Open links by the path they took.", ("path",)),
         ("aimo_link_bytes_total", "counter", "Bytes over all links.", ("direction",)),
         ("aimo_directory_providers", "gauge", "Providers this node knows."),
         ("aimo_engine_up", "gauge", "1 while the engine answers.", ("engine",)),

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 import trio
 
-from aimo_node.dispatch.inference import InferenceRequest, ProviderView
+from aimo_node.dispatch.inference import Answer, InferenceRequest, ProviderView
 from aimo_node.domain.answer import AnswerPart, Finish, Usage
 from aimo_node.domain.ids import FinishReason, ModelName, PeerId, RequestId
 from aimo_node.domain.models import EngineInfo, EngineState, ModelInfo
@@ -93,6 +93,7 @@ class FakeDoor:
     Attributes:
         script: what the next requests are answered with, or a function that chooses.
         refusal: raised by `open` while set.
+        unreachable: raised by `open` while set, after it has said whom it would ask.
         opening: a pause inside `open`, if set.
         requests: what was asked, in order.
         answers: what was handed out, in order.
@@ -101,13 +102,16 @@ class FakeDoor:
     def __init__(self, script: Script | Callable[[InferenceRequest], Script] = ()) -> None:
         self.script = script or words("Hello there")
         self.refusal: CodedError | None = None
+        self.unreachable: CodedError | None = None
         self.opening: Pause | None = None
         self.requests: list[InferenceRequest] = []
         self.answers: list[FakeAnswer] = []
         self.views: list[ProviderView] = [fake_view()]
         self.draining = False
 
-    async def open(self, request: InferenceRequest) -> FakeAnswer:
+    async def open(
+        self, request: InferenceRequest, admitted: Callable[[Answer], None] | None = None
+    ) -> FakeAnswer:
         """Start to play.
 
         Raises:
@@ -125,6 +129,11 @@ class FakeDoor:
         script = self.script(request) if callable(self.script) else self.script
         answer = FakeAnswer(len(self.requests), script, ModelName(request.model))
         self.answers.append(answer)
+        if admitted is not None:
+            admitted(answer)
+        if self.unreachable is not None:
+            answer.path = ""
+            raise self.unreachable
         return answer
 
     def providers(self) -> Sequence[ProviderView]:

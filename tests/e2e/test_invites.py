@@ -88,24 +88,41 @@ async def test_invited_nodes_serve_and_a_ban_ends_that_within_seconds(own_mesh):
 
 @pytest.mark.slow
 async def test_without_its_authority_members_go_on_and_nobody_joins(own_mesh):
+    """With a second relay all goes on but joining; where it was the only relay, links live on."""
     relay = await authority(own_mesh).ready()
     spare = await aimo(relay, "invite")
     address = relay.ready_line["listen"][0]
-    provider = start(own_mesh, "provider", "p", await aimo(relay, "invite"))
-    edge = start(own_mesh, "edge", "e", await aimo(relay, "invite"))
-    await until_known(await edge.ready(), provider)
+    second_file = own_mesh.folder / "second.join"
+    second = own_mesh.start(
+        "second", "relay", "--listen", LOOPBACK, "--join-file", str(second_file),
+        "--join", await aimo(relay, "invite", "--role", "relay"),
+    )  # fmt: skip
+    await second.ready()
+    also = ("--join", f"@{second_file}")
+    provider_join = await aimo(relay, "invite")
+    provider = start(own_mesh, "provider", "p", provider_join, *also)
+    edge = start(own_mesh, "edge", "e", await aimo(relay, "invite"), *also)
+    loyal = start(own_mesh, "edge", "loyal", await aimo(relay, "invite"))
+    for one in (edge, loyal):
+        await until_known(await one.ready(), provider)
+
     relay.kill()
-    assert (await stream_chat(edge.port, "echo", max_tokens=3)).is_done
     late = start(own_mesh, "edge", "late", spare)
-    assert await late.exit_code(45) == 3
-    assert "authority" in complaint(late)
+    assert (await stream_chat(loyal.port, "echo", max_tokens=3)).is_done
+    provider.end()  # a member that starts again finds the others without the authority
+    provider = start(own_mesh, "provider", "p", provider_join, *also)
+    await until_known(edge, provider)
     assert (await stream_chat(edge.port, "echo", max_tokens=3)).is_done
+    assert await late.exit_code(45) == 3
+    said = complaint(late)
+    assert relay.peer_id in said, said
+    assert "the authority of the mesh must answer" in said, said
 
     back = await authority(own_mesh, address.partition("/p2p/")[0]).ready()
     assert back.peer_id == relay.peer_id
     again = await start(own_mesh, "edge", "late", spare).ready()
     await until_known(again, provider)
-    assert len(await members_of(back)) == 4
+    assert len(await members_of(back)) == 6
 
 
 async def test_who_is_not_invited_is_told_so(own_mesh):

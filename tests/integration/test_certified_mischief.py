@@ -18,11 +18,11 @@ from aimo_node.errors import JoinFailed
 from aimo_node.mesh.identity import sign
 from aimo_node.mesh.membership.credential import BANS_FILE
 from aimo_node.mesh.membership.enrolment import Enrolment, Home
-from aimo_node.mesh.membership.members import EXCHANGES_MAX
+from aimo_node.mesh.membership.members import EXCHANGES_MAX, QUESTIONS_MAX, ask
 from aimo_node.ports.peer_network import OutgoingRequest
 from aimo_node.protocol.certificates import seal_bans
-from aimo_node.protocol.members import Refused
-from tests.integration.certified_nodes import DAY_MS, Mesh
+from aimo_node.protocol.members import PassOn, Refused, Renew
+from tests.integration.certified_nodes import DAY_MS, START_MS, Mesh
 
 BAN_SECONDS = 5.0
 
@@ -138,3 +138,21 @@ async def test_a_relay_that_lies_about_a_ban_keeps_nobody_from_the_authority(
             await Enrolment(only_liar, node.credential, node.members, random.Random(1)).obtain(
                 node.host
             )
+
+
+async def test_strangers_at_a_relay_keep_nobody_from_the_authority_behind_it(
+    tmp_path: Path,
+) -> None:
+    """All that a relay passes on comes from its one address; it holds its own askers to theirs."""
+    mesh = Mesh(tmp_path)
+    relay = mesh.node("relay-2", Role.RELAY)
+    async with mesh.relay.running(), relay.running():
+        await mesh.relay.join(mesh.relay, b"")
+        await relay.join(mesh.relay, await mesh.invite(Role.RELAY))
+        await relay.connect(mesh.relay)
+        question = PassOn(mesh.node("stranger", Role.EDGE).peer, Renew(START_MS))
+        addresses = mesh.relay.host.addresses()
+        for _ in range(QUESTIONS_MAX + 8):
+            answer = await ask(relay.host, mesh.relay.peer, addresses, question)
+            assert isinstance(answer, Refused)
+            assert answer.reason == Refusal.NOT_A_MEMBER

@@ -155,6 +155,17 @@ async def test_a_kept_certificate_is_enough_to_join_by_a_plain_address(mesh: Mes
         membership(chosen, targets, member.identity, Role.RELAY)
 
 
+async def test_a_member_started_without_its_relays_does_not_begin_another_mesh(mesh: Mesh) -> None:
+    """As a relay that was the authority until the key was moved elsewhere."""
+    member: Node = mesh.node("member", Role.RELAY)
+    async with member.running():
+        await member.join(mesh.relay, await mesh.invite(Role.RELAY))
+    chosen = settings(mesh.folder / "member", Role.RELAY)
+    with pytest.raises(ConfigError, match="name a relay of it with --join"):
+        membership(chosen, [], member.identity, Role.RELAY)
+    assert not (mesh.folder / "member" / "mesh.secret").exists()
+
+
 @pytest.mark.parametrize(
     ("mesh_settings", "roles", "said"),
     [

@@ -16,7 +16,7 @@ from aimo_node.mesh.fixes.circuit_messages import (
     answer_offer,
     read_offer,
 )
-from aimo_node.mesh.fixes.library import ID
+from aimo_node.mesh.fixes.library import ID, MuxedStreamError
 from aimo_node.mesh.host import HostLimits
 from aimo_node.mesh.identity import KeyPair
 from aimo_node.protocol.limits import ADDRESS_CHARS_MAX
@@ -163,3 +163,32 @@ async def test_addresses_of_a_relay_that_no_descriptor_can_hold_are_left_out():
         await provider.reserved(relay)
         (address,) = provider.addresses()
         assert len(address) <= ADDRESS_CHARS_MAX
+
+
+async def test_a_near_end_that_greets_without_end_is_not_listened_to():
+    """Before Noise nobody knows who it is; libp2p would keep whatever comes."""
+    async with triangle() as (relay, provider, edge):
+        net_stream = await edge.host.open_stream(relay.peer, HOP_PROTOCOL)
+        stream = net_stream.muxed_stream
+        await circuit_messages.ask_for_circuit(stream, provider.peer)
+        with trio.fail_after(8), contextlib.suppress(MuxedStreamError):
+            await stream.write(b"\xff\xff\xff\xff\x03")
+            while True:
+                await stream.write(b"x" * 65_535)
+        assert relay.relay.bytes_carried < 1_000_000
+
+
+async def test_refusals_do_not_fill_the_log_of_a_relay():
+    """A member can have a hundred in a second; twenty tell as much."""
+    async with triangle() as (relay, _, edge), parties() as start:
+        shy = await start("shy", Role.PROVIDER)
+        await shy.join(relay)
+        with structlog.testing.capture_logs() as events:
+            for _ in range(40):
+                stream = await edge.host.open_stream(relay.peer, HOP_PROTOCOL)
+                with pytest.raises(NetworkError, match="no reservation"):
+                    await circuit_messages.ask_for_circuit(stream.muxed_stream, shy.peer)
+                await stream.reset()
+        levels = [one["log_level"] for one in events if one["event"] == "circuit.refused"]
+        assert levels[:20] == ["info"] * 20
+        assert levels.count("debug") >= 5

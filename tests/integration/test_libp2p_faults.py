@@ -5,8 +5,10 @@ import signal
 
 import pytest
 import trio
+import trio.testing
 
 from aimo_node.errors import NetworkError
+from aimo_node.mesh.fixes.limits import RECEIVE_WINDOW_BYTES
 from aimo_node.mesh.fixes.yamux_messages import YamuxConnection
 from aimo_node.mesh.host import HostLimits
 from tests.integration.libp2p_child import COUNT, eventually
@@ -84,6 +86,18 @@ async def test_writes_of_two_tasks_do_not_interleave():
         for number in range(80):
             block = received[number * 64_000 : (number + 1) * 64_000]
             assert len(set(block)) == 1
+
+
+async def test_a_write_that_waits_for_credit_is_not_overtaken():
+    """In the moment when credit has come, and its task has not had its turn yet."""
+    async with start_child() as child, node() as host, trio.open_nursery() as nursery:
+        stream = await host.dial(child.peer, child.addresses)
+        await stream.write(b"P" + COUNT.pack(60))
+        nursery.start_soon(stream._stream.write, b"x" * 2 * RECEIVE_WINDOW_BYTES)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        stream._stream.gain_credit(1000)
+        assert not stream.write_nowait(b"me first")
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_slow_reader_stalls_its_writer_and_loses_nothing():

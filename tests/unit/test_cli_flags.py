@@ -69,3 +69,9 @@ def test_flags_that_are_given_carry_value_and_origin() -> None:
         "provider": {"requests_max": 3, "region": "north"},
     }
     assert layer.origins["mesh.join"] == "flag --join"
+
+
+@pytest.mark.parametrize("role", LONG_RUNNING)
+def test_the_doctor_takes_whatever_the_node_takes(role: str) -> None:
+    """Its advice is to be given the node's own command line."""
+    assert flags_of(role) <= flags_of("doctor")

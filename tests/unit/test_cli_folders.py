@@ -66,6 +66,8 @@ def test_a_join_file_of_the_past_is_removed(tmp_path: Path) -> None:
     assert not path.exists()
     with pytest.raises(ConfigError, match="cannot write"):
         prepare_join_file(tmp_path / "missing" / "join")
+    with pytest.raises(ConfigError, match="cannot replace"):
+        prepare_join_file(tmp_path)
 
 
 def test_a_join_file_is_replaced_whole(tmp_path: Path) -> None:

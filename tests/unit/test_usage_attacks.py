@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from aimo_node.assembly.usage_keeping import USAGE_FILE, UsageKeeper
-from aimo_node.dispatch.metering import Meter
+from aimo_node.dispatch.metering import TOKENS_MAX, Meter
 from aimo_node.dispatch.quota import DAY_SECONDS, OTHERS, PEERS_MAX, Quota
 from aimo_node.dispatch.usage import HOUR_SECONDS, UsageRow
 from aimo_node.domain.answer import Usage
@@ -79,6 +79,24 @@ def test_a_request_that_came_to_nothing_is_given_back() -> None:
     made.open(GREEDY)
     with pytest.raises(RateLimitExceeded):
         made.open(GREEDY)
+
+
+@pytest.mark.parametrize(
+    ("said", "counted"), [(1 << 70, TOKENS_MAX), (10**400, TOKENS_MAX), (-1_000, 0)]
+)
+async def test_a_count_that_no_engine_can_mean_is_pulled_into_bounds(
+    tmp_path: Path, said: int, counted: int
+) -> None:
+    """An upstream says what it likes: a number too large for the ledger would end the node, one
+    below zero would give a peer tokens."""
+    made = meter(Clock())
+    keeper = UsageKeeper(tmp_path, made)
+    bill = made.open(GREEDY)
+    bill.settle(TINY, Usage(said, said))
+    bill.add_prompt(said)
+    (row,) = await keeper.since(0)
+    assert (row.prompt_tokens, row.completion_tokens) == (2 * counted, counted)
+    assert made.quotas._spent[GREEDY].tokens == 3 * counted
 
 
 def damaged_ledger(path: Path) -> None:

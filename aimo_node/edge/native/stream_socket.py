@@ -189,7 +189,7 @@ class StreamSocket:
             del self._requests[name]
             self._one_ended.set()
             self._one_ended = trio.Event()
-        await self._send_end(name, request, failure)
+        await self._send(_end(name, request, failure, opened.route))
 
     async def _answer(self, name: str | int, call: ChatCall, opened: OpenAnswer) -> None:
         await opened.start()
@@ -207,18 +207,20 @@ class StreamSocket:
             if parts and type(parts[-1]) is Finish:
                 return
 
-    async def _send_end(
-        self, name: str | int, request: RunningRequest, failure: CodedError | None
-    ) -> None:
-        if failure is not None:
-            await self._send_error(name, failure)
-        elif request.scope.cancelled_caught:
-            await self._send({"type": "cancelled", "id": name})
-        else:
-            await self._send({"type": "done", "id": name})
-
     async def _send_error(self, name: str | int | None, error: CodedError) -> None:
         await self._send({"type": "error", "id": name, "error": problem_of(error).error})
 
     async def _send(self, message: dict[str, Any]) -> None:
         await self._websocket.send(_encode(message).decode())
+
+
+def _end(
+    name: str | int, request: RunningRequest, failure: CodedError | None, route: dict[str, Any]
+) -> dict[str, Any]:
+    """The last message of a request; it says who was asked, and over which path, if anybody was."""
+    end: dict[str, Any] = {"type": "done", "id": name}
+    if failure is not None:
+        end = {"type": "error", "id": name, "error": problem_of(failure).error}
+    elif request.scope.cancelled_caught:
+        end["type"] = "cancelled"
+    return {**end, "aimo": route} if route else end

@@ -202,10 +202,12 @@ class Circuits(IdleObserver):
             self._network.learn(relay, places[:ADDRESSES_PER_RELAY_MAX])
         self._bridges[relay] += 1
         try:
-            await self._network.connect(relay)
+            link = await self._network.connect(relay)
         finally:
             self._bridges[relay] -= 1
             self._bridges += Counter()  # drops those at zero
+        if Role.RELAY not in link.roles:
+            raise NetworkError("it does not act as one")
 
     def _may_dial(self, relay: PeerId) -> bool:
         now = trio.current_time()

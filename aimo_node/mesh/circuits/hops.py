@@ -1,7 +1,7 @@
 """The relay's side of circuits: members reserve, and reach each other through this node.
 
-A member is whoever has an admitted link to this relay. What a circuit carries is sealed between its
-two ends; here it is moved and counted.
+A member is whoever has a link to this relay that admits it now. What a circuit carries is sealed
+between its two ends; here it is moved and counted.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import trio
 
 from aimo_node.domain.ids import PeerId
 from aimo_node.errors import CloseCode, NetworkError
+from aimo_node.mesh.allowance import Allowance
 from aimo_node.mesh.circuits.quotas import RESERVATION_SECONDS, CircuitBook, CircuitLimits, Rate
 from aimo_node.mesh.fixes.circuit_messages import (
     HOP_PROTOCOL,
@@ -43,6 +44,9 @@ STALL_SECONDS: Final = 20.0
 """An end that takes nothing for so long is gone: links call it dead sooner."""
 LINGER_SECONDS: Final = 5.0
 """What the other direction gets once one has finished."""
+REFUSALS_LOGGED: Final = 20
+REFUSALS_LOGGED_PER_SECOND: Final = 1.0
+"""Members that are refused a circuit, in the log of a relay that shows no details."""
 
 
 class _Circuit:
@@ -93,6 +97,7 @@ class CircuitRelay(IdleObserver):
         self.bytes_carried = 0
         """Through all circuits since the start, both directions."""
         self._running: set[_Circuit] = set()
+        self._refusals_to_log = Allowance(REFUSALS_LOGGED, REFUSALS_LOGGED_PER_SECOND, 0.0)
 
     def start(self) -> None:
         """Take requests from now on; the host has to have started."""
@@ -114,8 +119,7 @@ class CircuitRelay(IdleObserver):
                 wish = await read_wish(stream)
             status = await self._fulfil(stream, peer, wish)
             if status is not Status.OK:
-                # strangers may ask as often as they like
-                say = log.debug if status is Status.PERMISSION_DENIED else log.info
+                say = log.info if self._is_worth_saying(status) else log.debug
                 say("circuit.refused", peer=peer, destination=wish, reason=status.name)
                 with trio.fail_after(WISH_SECONDS):
                     await answer_wish(stream, status)
@@ -150,8 +154,13 @@ class CircuitRelay(IdleObserver):
             self._running.discard(circuit)
             self.book.close(peer, wish)
 
+    def _is_worth_saying(self, status: Status) -> bool:
+        """Strangers may ask as often as they like, and members a hundred times a second."""
+        is_stranger = status is Status.PERMISSION_DENIED
+        return not is_stranger and self._refusals_to_log.take(trio.current_time())
+
     def _is_member(self, peer: PeerId) -> bool:
-        return self._network.link(peer) is not None
+        return bool(self._network.rights(peer))
 
     async def _connect(self, near: YamuxStream, circuit: _Circuit) -> Status:
         try:

@@ -20,6 +20,7 @@ HEAD_START_SECONDS: Final = 0.5
 it does not know lets them fail only at the deadline. They go on beside the circuits."""
 RELAY_SECONDS: Final = 2.0
 """What one relay has for itself before the next is asked, too."""
+_DIRECT: Final = "direct"
 
 
 class Paths:
@@ -50,21 +51,22 @@ class Paths:
         with trio.move_on_after(self._seconds_max):
             async with trio.open_nursery() as nursery:
                 failed = trio.Event()
-                nursery.start_soon(
-                    race.run, partial(self._host.dial, peer, direct), failed, nursery
-                )
+                dial = partial(self._host.dial, peer, direct)
+                nursery.start_soon(race.run, _DIRECT, dial, failed, nursery)
                 head_start = HEAD_START_SECONDS + len(direct) * STAGGER_SECONDS
                 with trio.move_on_after(head_start):
                     await failed.wait()
                 for relay, places in circuits.items():
                     failed = trio.Event()
                     dial = partial(self._circuits.dial, peer, relay, places)
-                    nursery.start_soon(race.run, dial, failed, nursery)
+                    nursery.start_soon(race.run, relay, dial, failed, nursery)
                     with trio.move_on_after(RELAY_SECONDS):
                         await failed.wait()
         if race.winner is None:
             late = f"{peer} did not answer within {self._seconds_max:g} s"
-            raise NetworkError("; ".join(race.failures) or late)
+            raise NetworkError("; ".join(race.failures.values()) or late)
+        if race.winner.relay is not None:
+            race.winner.reason += f": {race.why_not_direct(direct)}"
         return race.winner
 
     async def disconnect(self, peer: PeerId) -> None:
@@ -77,10 +79,20 @@ class _Race:
 
     def __init__(self) -> None:
         self.winner: LinkStream | None = None
-        self.failures: list[str] = []
+        self.failures: dict[str, str] = {}
+        """Why which way failed."""
+
+    def why_not_direct(self, addresses: Sequence[str]) -> str:
+        """What became of the peer's own addresses while a circuit won."""
+        if not addresses:
+            return "no other address is known"
+        if _DIRECT in self.failures:
+            return f"direct dial failed: {self.failures[_DIRECT]}"
+        return "no direct answer in time"
 
     async def run(
         self,
+        way: str,
         attempt: Callable[[], Awaitable[LinkStream]],
         failed: trio.Event,
         nursery: trio.Nursery,
@@ -88,7 +100,7 @@ class _Race:
         try:
             stream = await attempt()
         except NetworkError as error:
-            self.failures.append(error.message)
+            self.failures[way] = error.message
             failed.set()
             return
         if self.winner is None:

@@ -50,7 +50,7 @@ class RelayExchange:
 
     def _is_relay(self, peer: PeerId) -> bool:
         link = self._network.link(peer)
-        return link is not None and Role.RELAY in link.roles
+        return link is not None and Role.RELAY in link.roles & link.rights
 
     async def _publish(self, gossip: Gossip) -> None:
         told, full_at = 0, trio.current_time()

@@ -4,5 +4,6 @@ Each file's first line names its fault. Nothing is patched except one logger: li
 replaced through the places where it takes them from outside (transport, upgrader, muxer, host,
 auto-connector, stream handler). Start with `library`, the only door to libp2p, and `limits`.
 
-A new version of libp2p means reading these files against its sources, then `version`.
+A new version of libp2p means reading these files against its sources, then `version`. Which test
+fails without which fix is told in `docs/explanation/libp2p-fixes.md`.
 """

@@ -12,7 +12,14 @@ from typing import Any
 
 import trio
 
-from aimo_node.mesh.fixes.library import ID, IDENTIFY_PUSH_PROTOCOL, BasicHost, Swarm
+from aimo_node.mesh.fixes.library import (
+    ID,
+    IDENTIFY_PUSH_PROTOCOL,
+    BasicHost,
+    MultiselectError,
+    Swarm,
+)
+from aimo_node.mesh.fixes.protocol_names import NameReader
 
 
 class IdleConnector:
@@ -53,4 +60,15 @@ class ReticentHost(BasicHost):  # type: ignore[misc]
 
     async def serve(self, net_stream: Any) -> None:  # noqa: ANN401 (libp2p's NetStream)
         """Negotiate an inbound stream's protocol and run its handler."""
-        await self._swarm_stream_handler(net_stream)
+        seconds_max = self._network.connection_config.inbound_stream_protocol_negotiation_timeout
+        try:
+            protocol, handler = await self.multiselect.negotiate(
+                NameReader(net_stream), int(seconds_max)
+            )
+        except MultiselectError:
+            handler = None
+        if handler is None:
+            await net_stream.reset()
+            return
+        net_stream.set_protocol(protocol)
+        await handler(net_stream)

@@ -17,6 +17,7 @@ from aimo_node.mesh.fixes.library import (
     MuxedStreamError,
     ReadWriteCloser,
 )
+from aimo_node.mesh.fixes.limits import HANDSHAKE_BYTES_MAX
 from aimo_node.mesh.fixes.yamux_stream import YamuxStream
 
 _BURST_BYTES: Final = 64 * 1024
@@ -30,6 +31,7 @@ class CircuitStream(ReadWriteCloser):  # type: ignore[misc]
 
     def __init__(self, stream: YamuxStream) -> None:
         self._stream = stream
+        self._handshake_left = HANDSHAKE_BYTES_MAX
         self.relay = stream.muxed_conn.peer_id
         """Who carries it."""
         self.closed = trio.Event()
@@ -37,12 +39,17 @@ class CircuitStream(ReadWriteCloser):  # type: ignore[misc]
 
     async def read(self, n: int | None = None) -> bytes:
         """At most `n` bytes, empty at the end of the stream."""
+        if not self._handshake_left:
+            raise ConnectionClosedError("a handshake without end", transport="circuit")
+        most = self._handshake_left if n is None else min(n, self._handshake_left)
         try:
-            return await self._stream.read(n)
+            data = await self._stream.read(most)
         except MuxedStreamEOF:
             return b""
         except MuxedStreamError as error:
             raise ConnectionClosedError(str(error), transport="circuit") from error
+        self._handshake_left -= len(data)
+        return data
 
     async def write(self, data: bytes) -> None:
         """Send `data` whole."""

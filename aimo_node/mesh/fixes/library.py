@@ -30,6 +30,7 @@ with lean_imports():
     from libp2p.network.swarm import Swarm
     from libp2p.peer.id import ID
     from libp2p.peer.peerstore import PeerStore
+    from libp2p.protocol_muxer.exceptions import MultiselectCommunicatorError, MultiselectError
     from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
     from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, StopMessage
     from libp2p.relay.circuit_v2.pb.dcutr_pb2 import HolePunch
@@ -76,6 +77,8 @@ __all__ = [
     "Multiaddr",
     "MultiaddrError",
     "MultiselectCommunicator",
+    "MultiselectCommunicatorError",
+    "MultiselectError",
     "MuxedConnUnavailable",
     "MuxedStreamClosed",
     "MuxedStreamEOF",

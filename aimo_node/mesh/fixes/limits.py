@@ -42,6 +42,9 @@ class HostLimits:
     """A connection without a link for so long is closed: who only connects gets nothing."""
 
 
+HANDSHAKE_BYTES_MAX: Final = 64 * 1024
+"""Of one connection, until Noise and Yamux are in place; honest ones take two kilobytes."""
+
 RECEIVE_WINDOW_BYTES: Final = 256 * 1024
 """What Yamux grants every stream at its start."""
 

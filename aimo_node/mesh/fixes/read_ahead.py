@@ -16,6 +16,7 @@ from typing import Final, Protocol
 import trio
 
 from aimo_node.mesh.fixes.library import ConnectionClosedError, TrioTCPStream
+from aimo_node.mesh.fixes.limits import HANDSHAKE_BYTES_MAX
 
 _HANDSHAKE_READ_BYTES: Final = 16 * 1024
 _BURST_BYTES: Final = 64 * 1024
@@ -62,6 +63,7 @@ class BufferedTcpStream(TrioTCPStream):  # type: ignore[misc]
     def __init__(self, stream: trio.SocketStream) -> None:
         super().__init__(stream)
         self._ahead = bytearray()
+        self._handshake_left = HANDSHAKE_BYTES_MAX
         self._remote: tuple[str, int] | None = None
         self.has_spoken = False
         """Whether the other side has sent anything at all."""
@@ -78,12 +80,17 @@ class BufferedTcpStream(TrioTCPStream):  # type: ignore[misc]
         if n == 0:
             return b""
         if not self._ahead:
+            if not self._handshake_left:
+                raise ConnectionClosedError("a handshake without end", transport="tcp")
             try:
-                self._ahead += await self.stream.receive_some(_HANDSHAKE_READ_BYTES)
+                self._ahead += await self.stream.receive_some(
+                    min(_HANDSHAKE_READ_BYTES, self._handshake_left)
+                )
             except trio.BrokenResourceError as error:
                 raise ConnectionClosedError(str(error), transport="tcp") from error
             except trio.ClosedResourceError:
                 return b""
+            self._handshake_left -= len(self._ahead)
             self.has_spoken = True
         return self._take(len(self._ahead) if n is None else n)
 

@@ -1,7 +1,8 @@
-"""One stream of a `YamuxConnection`, in the shape libp2p expects.
+"""Fault: a read or a write of libp2p's that is cancelled half-way kills the connection.
 
-Reading can be cancelled at any time: what was received stays here. Writing is atomic: one write
-at a time, and the connection has the whole frame before anybody can be cancelled.
+This is one stream of a `YamuxConnection`, in the shape libp2p expects. Reading can be cancelled at
+any time: what was received stays here. Writing is atomic: one write at a time, and the connection
+has the whole frame before anybody can be cancelled.
 """
 
 from __future__ import annotations

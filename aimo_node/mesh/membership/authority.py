@@ -113,6 +113,12 @@ class Authority:
 
         return await self._ask_store(change)
 
+    async def catch_up(self, bans: BanList) -> bool:
+        """Take into the book what a list says that this authority signed after the book was copied;
+        whether there was anything."""
+        now_ms = self._clock_ms()
+        return await self._ask_store(self._store.catch_up, bans.version, bans.peers, now_ms)
+
     async def bans(self) -> bytes:
         """The list of bans as it is now, signed."""
         version, peers = await self._ask_store(self._store.bans, self._clock_ms())

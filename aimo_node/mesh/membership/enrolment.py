@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NoReturn
+from typing import Final
 
 import structlog
 import trio
@@ -24,9 +24,15 @@ FIRST_JOIN_SECONDS: Final = 30.0
 """As for the first link: an authority that starts at the same time is up by then."""
 BACKOFF_SECONDS: Final = 0.5
 BACKOFF_SECONDS_MAX: Final = 5.0
+EAGER_SECONDS: Final = 2.0
+"""Within this time of its start a node that was given an invite shows that it is a member: else one
+whose authority has lost its book would only notice when the invite is no good any more."""
 RENEW_SECONDS: Final = 60.0
 """How often a certificate is looked at, and a renewal that failed is tried again: by then half a
 week is left."""
+
+PROBLEMS_TOLD_MAX: Final = 3
+"""Of those that were asked; the authority's own node comes first in an invite."""
 
 _AWAY: Final = (
     "the authority of the mesh must answer for a node to join: members go on without it, and"
@@ -64,6 +70,7 @@ class Enrolment:
         self._credential = credential
         self._members = members
         self._chance = chance
+        self._was_answered = False
 
     async def obtain(self, host: Asker) -> None:
         """Return once there is a certificate that does.
@@ -91,11 +98,16 @@ class Enrolment:
 
     async def run(self, host: Asker) -> None:
         """Renew when half of the certificate's life is over, until cancelled."""
+        is_eager = bool(self._home.invite) and not self._was_answered
+        if is_eager:
+            await trio.sleep(EAGER_SECONDS * self._chance.random())
         while True:
-            await trio.sleep(RENEW_SECONDS * (0.5 + self._chance.random() / 2))
-            certificate = self._credential.certificate
-            if certificate is not None and self._credential.now_ms < certificate.renew_at_ms:
-                continue
+            if not is_eager:
+                await trio.sleep(RENEW_SECONDS * (0.5 + self._chance.random() / 2))
+                certificate = self._credential.certificate
+                if certificate is not None and self._credential.now_ms < certificate.renew_at_ms:
+                    continue
+            is_eager = False
             try:
                 await self._ask_all(host)
             except AimoError as error:
@@ -112,19 +124,25 @@ class Enrolment:
             granted = await self._home.authority.enrol(self._credential.peer, self._home.roles)
             self._take(granted, self._credential.peer)
             return
-        problem: AimoError = NetworkError("there is nobody to ask for a certificate")
-        for peer, addresses in self._home.addresses.items():
+        problems: list[str] = []
+        refused: JoinFailed | None = None
+        linked = [peer for peer in self._members.relays() if peer not in self._home.addresses]
+        for peer, addresses in [*self._home.addresses.items(), *((one, ()) for one in linked)]:
             try:
                 answer = await self._ask_one(host, peer, addresses)
                 if isinstance(answer, Granted):
                     self._take(answer, peer)
                     return
-                self._weigh(answer, peer)
+                problem = self._weigh(answer, peer)
             except NetworkError as error:
-                problem = problem if isinstance(problem, JoinFailed) else error
+                problem = error.message
             except JoinFailed as error:  # signed by nobody: the authority may say something else
-                problem = error
-        raise problem
+                refused, problem = refused or error, str(error)
+            problems.append(problem if peer in problem else f"{peer}: {problem}")
+        if refused is not None:
+            raise refused
+        said = problems[:PROBLEMS_TOLD_MAX] or ["there is nobody to ask for a certificate"]
+        raise NetworkError("; ".join(said))
 
     async def _ask_one(self, host: Asker, peer: PeerId, addresses: Sequence[str]) -> Answer:
         """Renew if this node is a member for all it does, else redeem the invite."""
@@ -145,9 +163,10 @@ class Enrolment:
                 answer = await ask(host, peer, addresses, redeem)
         return answer
 
-    def _weigh(self, answer: Answer, peer: PeerId) -> NoReturn:
+    def _weigh(self, answer: Answer, peer: PeerId) -> str:
+        """Why that is no certificate. Raises JoinFailed if nobody else need be asked."""
         if not isinstance(answer, Refused):
-            raise NetworkError(f"{peer} answers something else than was asked")
+            return "it answers something else than was asked"
         try:
             reason = Refusal(answer.reason)
         except ValueError:  # of a newer version
@@ -156,9 +175,11 @@ class Enrolment:
         if reason is Refusal.CLOCK:
             problem = clock_problem(answer.now_ms, self._credential.now_ms)
             message = f"{problem or 'this clock is wrong'}: set it, best by NTP"
-        if reason.is_final:
+        is_stranger = reason is Refusal.NOT_A_MEMBER
+        may_redeem = bool(self._home.invite) and peer not in self._home.inviters
+        if reason.is_final and not (is_stranger and may_redeem):
             raise JoinFailed(f"cannot join the mesh: {message}")
-        raise NetworkError(f"{peer}: {message}")
+        return message
 
     def _take(self, granted: Granted, peer: PeerId) -> None:
         problem = self._credential.install(granted.certificate)
@@ -168,6 +189,8 @@ class Enrolment:
             self._members.learn_bans(granted.bans)
         except RemoteProtocolError as error:
             raise NetworkError(f"{peer} gave a list of bans that does not do: {error}") from error
+        self._was_answered = True
+        self._members.show(granted.certificate)
         certificate = self._credential.certificate
         log.info("certificate.taken", authority=peer, serial=certificate and certificate.serial)
 

@@ -20,11 +20,11 @@ from aimo_node.mesh.fixes.identify_library import (
 from aimo_node.mesh.fixes.library import (
     ID,
     Multiaddr,
-    MultiselectCommunicator,
     OpenConnectionError,
     RawConnection,
     Swarm,
 )
+from aimo_node.mesh.fixes.protocol_names import NameReader
 from aimo_node.mesh.fixes.read_ahead import BufferedTcpStream
 from aimo_node.mesh.fixes.tcp_addresses import tcp_endpoint
 from aimo_node.mesh.fixes.tcp_listening import TcpTransport
@@ -61,7 +61,7 @@ class ProbeHost(MeshHost):
         net_stream = await connection.new_stream()
         try:
             await self._host.multiselect_client.select_one_of(
-                [IDENTIFY_PROTOCOL], MultiselectCommunicator(net_stream)
+                [IDENTIFY_PROTOCOL], NameReader(net_stream)
             )
             remote = connection.muxed_conn.get_remote_address()
             return remote, await read_answer(net_stream.muxed_stream)

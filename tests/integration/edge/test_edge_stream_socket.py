@@ -14,8 +14,8 @@ from websockets.trio.client import connect
 from aimo_node.domain.answer import Finish, JsonDelta, Usage
 from aimo_node.domain.ids import FinishReason
 from aimo_node.edge.settings import EdgeSettings
-from aimo_node.errors import Overloaded, StreamInterrupted
-from aimo_node.testing.fake_door import FakeDoor, Pause, words
+from aimo_node.errors import NetworkError, Overloaded, StreamInterrupted
+from aimo_node.testing.fake_door import FAKE_PEER, FakeDoor, Pause, words
 
 from .conftest import start_edge
 
@@ -71,10 +71,16 @@ def said(messages) -> str:
     return "".join(choice["delta"].get("content", "") for choice in choices)
 
 
+def route(number: int) -> dict:
+    """What the last message of the request says of where it went."""
+    request_id = number.to_bytes(16, "big").hex()
+    return {"request_id": request_id, "provider": FAKE_PEER, "path": "direct", "attempts": 1}
+
+
 async def test_request_is_answered_in_chunks_and_done(socket):
     await socket.ask("a")
     *chunks, end = await socket.receive_to_end("a")
-    assert end == {"type": "done", "id": "a"}
+    assert end == {"type": "done", "id": "a", "aimo": route(1)}
     assert said(chunks) == "Hello there"
     assert chunks[0]["data"]["object"] == "chat.completion.chunk"
     assert chunks[-1]["data"]["choices"][0]["finish_reason"] == "stop"
@@ -84,7 +90,7 @@ async def test_whole_answer_is_one_chunk_and_done(socket):
     await socket.ask("a", stream=False)
     chunk, end = await socket.receive_to_end("a")
     assert chunk["data"]["choices"][0]["message"]["content"] == "Hello there"
-    assert end == {"type": "done", "id": "a"}
+    assert end == {"type": "done", "id": "a", "aimo": route(1)}
 
 
 async def test_ping_is_answered(socket):
@@ -117,12 +123,22 @@ async def test_cancel_stops_one_request_and_not_the_others(edge, socket):
     await socket.ask(2)
     assert (await socket.receive())["id"] == 2
     await socket.send(type="cancel", id=1)
-    assert await socket.receive() == {"type": "cancelled", "id": 1}
+    assert await socket.receive() == {"type": "cancelled", "id": 1, "aimo": route(1)}
     with trio.fail_after(5):
         await edge.door.answers[0].cancelled.wait()
     assert not edge.door.answers[1].cancelled.is_set()
     kept.over.set()
-    assert (await socket.receive_to_end(2))[-1] == {"type": "done", "id": 2}
+    assert (await socket.receive_to_end(2))[-1] == {"type": "done", "id": 2, "aimo": route(2)}
+
+
+async def test_an_error_says_who_was_asked_and_a_refusal_does_not(edge, socket):
+    edge.door.unreachable = NetworkError("nobody answers there")
+    await socket.ask("a")
+    end = (await socket.receive_to_end("a"))[-1]
+    assert (end["type"], end["aimo"]) == ("error", route(1) | {"path": "none"})
+    edge.door.unreachable, edge.door.refusal = None, Overloaded("full")
+    await socket.ask("b")
+    assert "aimo" not in (await socket.receive_to_end("b"))[-1]
 
 
 async def test_cancel_of_an_ended_request_is_no_news(socket):
@@ -224,7 +240,8 @@ async def test_requests_at_a_time_are_bounded(nursery):
         assert (await socket.receive())["type"] == "cancelled"
         await socket.ask("c")
         await socket.send(type="cancel", id="c")
-        assert await socket.receive() == {"type": "cancelled", "id": "c"}
+        end = await socket.receive()
+    assert (end["type"], end["id"]) == ("cancelled", "c")
     nursery.cancel_scope.cancel()
 
 

@@ -13,9 +13,10 @@ from trio.testing import wait_all_tasks_blocked
 from aimo_node.dispatch import dispatcher as dispatcher_module
 from aimo_node.dispatch.attempts import OPEN_SECONDS_MAX
 from aimo_node.dispatch.dispatcher import ATTEMPTS_MAX, Dispatcher
-from aimo_node.dispatch.inference import InferenceRequest
+from aimo_node.dispatch.inference import Answer, InferenceRequest
 from aimo_node.domain.answer import AnswerPart, Finish, Usage
 from aimo_node.domain.ids import Endpoint, FinishReason, ModelName, PeerId
+from aimo_node.domain.links import LinkFacts
 from aimo_node.domain.models import Descriptor, EngineState, ModelInfo
 from aimo_node.errors import InvalidRequest, NetworkError, Overloaded, RequestTimeout
 from aimo_node.ports.peer_network import Exchange, OutgoingRequest
@@ -54,6 +55,9 @@ class FakeNetwork:
     async def open_exchange(self, peer: PeerId, request: OutgoingRequest) -> Exchange:
         self.asked.append(peer)
         return await self._doors[peer]()
+
+    def link_facts(self, peer: PeerId) -> LinkFacts | None:
+        return None
 
 
 async def black_hole() -> FakeExchange:
@@ -118,6 +122,23 @@ async def test_provider_nobody_answers_for_costs_a_consumer_a_few_seconds(autoju
     assert entry is not None
     assert entry.failures == 1
     assert entry.in_flight == 0
+    answer.cancel()
+
+
+async def test_who_was_asked_last_is_known_though_nobody_could_be_reached(autojump_clock):
+    async def breaks() -> FakeExchange:
+        return FakeExchange(then=break_off)
+
+    async def break_off() -> None:
+        raise NetworkError("the link was lost")
+
+    dispatcher = dispatcher_of(FakeNetwork(good=breaks, hole=black_hole), "good", "hole")
+    admitted: list[Answer] = []
+    answer = await dispatcher.open(ask(), admitted.append)
+    assert (admitted, answer.path) == ([answer], "direct")
+    with pytest.raises(NetworkError, match="could not be reached"):
+        await answer.receive()
+    assert (answer.provider, answer.path, answer.attempts) == ("hole", "", 2)
     answer.cancel()
 
 

@@ -7,6 +7,7 @@ import pytest
 from aimo_node.dispatch.dispatcher import Dispatcher
 from aimo_node.dispatch.inference import InferenceRequest
 from aimo_node.domain.ids import Endpoint, ModelName, PeerId
+from aimo_node.domain.links import LinkFacts
 from aimo_node.domain.models import (
     Descriptor,
     EngineInfo,
@@ -36,6 +37,9 @@ class Nowhere:
 
     async def open_exchange(self, peer: PeerId, request: OutgoingRequest) -> Exchange:
         raise NetworkError("nobody is there")
+
+    def link_facts(self, peer: PeerId) -> LinkFacts | None:
+        return None
 
 
 def dispatcher_of(

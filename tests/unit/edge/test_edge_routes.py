@@ -18,6 +18,7 @@ from aimo_node.edge.settings import DrainSignals, EdgeSettings
 from aimo_node.errors import (
     ContextLengthExceeded,
     EngineFailed,
+    NetworkError,
     Overloaded,
     StreamInterrupted,
 )
@@ -39,6 +40,21 @@ async def test_whole_answer_with_where_it_came_from(ask_chat, door):
     assert headers["x-aimo-attempts"] == "1"
     assert call.json["id"] == "chatcmpl-" + headers["x-aimo-request-id"]
     assert door.answers[0].cancelled.is_set()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_error_says_who_was_asked_and_over_which_path(ask_chat, door, stream):
+    door.script = [EngineFailed("out of memory")]
+    call = await ask_chat(stream=stream).run()
+    assert call.status >= 500
+    assert (call.headers["x-aimo-provider"], call.headers["x-aimo-path"]) == (FAKE_PEER, "direct")
+    door.unreachable = NetworkError("nobody answers there")
+    call = await ask_chat(stream=stream).run()
+    assert call.status >= 500
+    assert (call.headers["x-aimo-provider"], call.headers["x-aimo-path"]) == (FAKE_PEER, "none")
+    assert call.headers["x-aimo-attempts"] == "1"
+    door.unreachable, door.refusal = None, Overloaded("full")
+    assert "x-aimo-path" not in (await ask_chat(stream=stream).run()).headers
 
 
 async def test_streamed_answer_ends_with_done(ask_chat, door):

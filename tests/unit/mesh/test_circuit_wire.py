@@ -10,7 +10,7 @@ from aimo_node.mesh.fixes.circuit_stream import CircuitStream
 class FullStream:
     """A stream on which there is always something to read."""
 
-    muxed_conn = SimpleNamespace(peer_id=None)
+    muxed_conn = SimpleNamespace(peer_id="relay")
 
     async def read(self, count: int) -> bytes:
         return b"x" * min(count, 10)

@@ -225,6 +225,33 @@ def test_the_round_trip_is_measured_once_for_each_ping() -> None:
     assert played.session.rtt_seconds == 0.125
 
 
+def test_a_link_that_is_never_silent_is_measured_now_and_then() -> None:
+    played = Played()
+    pings = []
+    for second in range(1, 31):
+        played.hears(Pong(99), now=float(second))
+        played.session.handle_deadline(float(second))
+        pings += [(second, frame) for frame in played.says() if isinstance(frame, Ping)]
+    assert [second for second, _ in pings] == [10, 20, 30]
+    played.hears(Pong(pings[-1][1].nonce), now=30.5)
+    assert played.session.rtt_seconds == 0.5
+
+
+def test_a_round_trip_can_be_measured_at_once() -> None:
+    played = Played()
+    played.session.measure(2.0)
+    (ping,) = played.says()
+    assert isinstance(ping, Ping)
+    assert played.hears(Pong(ping.nonce), now=2.25) == []
+    assert played.session.rtt_seconds == 0.25
+    again = []
+    for second in range(3, 30):
+        played.hears(Pong(99), now=float(second))
+        played.session.handle_deadline(float(second))
+        again += [second for frame in played.says() if isinstance(frame, Ping)]
+    assert again == [4, 6, 16, 26], "soon again, for a start is noisy; then now and then"
+
+
 def test_a_ping_is_answered() -> None:
     played = Played()
     assert played.hears(Ping(2**63 - 1)) == []
