@@ -160,7 +160,7 @@ class Upgrades(IdleObserver):
         try:
             is_direct = await self._begin(peer)
         except (NetworkError, trio.TooSlowError) as error:
-            self._note_failure(peer, str(error) or "no answer in time")
+            self._note_failure(peer, f"hole punching failed: {str(error) or 'no answer in time'}")
         except Exception:  # the root of a round's task: it must not take the node down
             log.exception("upgrade.crashed", peer=peer)
         finally:
