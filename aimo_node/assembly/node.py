@@ -29,6 +29,7 @@ from aimo_node.mesh.circuits.client import RESERVATIONS_MAX, Circuits
 from aimo_node.mesh.circuits.hops import CircuitRelay
 from aimo_node.mesh.circuits.paths import Paths
 from aimo_node.mesh.circuits.quotas import CircuitLimits
+from aimo_node.mesh.circuits.upgrades import Upgrades
 from aimo_node.mesh.directory.announcer import Announcer
 from aimo_node.mesh.directory.discovery import Discovery
 from aimo_node.mesh.directory.relay import RelayDirectory
@@ -112,6 +113,8 @@ class Node:
             reservations_max=0 if Role.RELAY in roles else RESERVATIONS_MAX,
         )
         self._network.add_observer(self._circuits)
+        self._upgrades = Upgrades(self._host, self._network, self._addresses)
+        self._network.add_observer(self._upgrades)
         self._announcer: Announcer | None = None
         self._wants_own_link = trio.Event()
         self._dispatcher: Dispatcher | None = None
@@ -129,6 +132,7 @@ class Node:
             await self._network.running.wait()
             self._membership.start(nursery, self._host, self._network)
             nursery.start_soon(self._circuits.run)
+            nursery.start_soon(self._upgrades.run)
             self._start_roles(nursery)
             nursery.start_soon(self._control_socket().run)
             if await self._become_member():

@@ -35,12 +35,7 @@ from aimo_node.mesh.fixes.library import (
 from aimo_node.mesh.fixes.limits import HostLimits
 from aimo_node.mesh.fixes.muxer_choice import accept_ed25519_only, build_upgrader
 from aimo_node.mesh.fixes.protocol_names import NameReader
-from aimo_node.mesh.fixes.tcp_addresses import (
-    expand_wildcards,
-    is_dialable,
-    parse_multiaddr,
-    resolve,
-)
+from aimo_node.mesh.fixes.tcp_addresses import candidates, expand_wildcards, parse_multiaddr
 from aimo_node.mesh.fixes.tcp_listening import TcpTransport
 from aimo_node.mesh.identity import KeyPair
 from aimo_node.mesh.link_stream import LinkStream
@@ -51,6 +46,8 @@ log = structlog.get_logger()
 __all__ = ["LINK_PROTOCOL", "HostLimits", "LinkStream", "MeshHost"]
 
 LINK_PROTOCOL: Final = "/aimo/link/1"
+DIRECT: Final = "direct"
+CIRCUIT: Final = "circuit"
 
 _SWEEPS_PER_PERIOD: Final = 4
 """A connection without a link is closed at most a quarter too late."""
@@ -203,21 +200,42 @@ class MeshHost:
         """
         self._host.set_stream_handler(protocol, handler)
 
-    async def open_stream(self, peer: PeerId, protocol: str) -> Any:  # noqa: ANN401 (NetStream)
-        """Open libp2p's stream for `protocol` to a peer over a direct connection that is there.
+    def connections(self, peer: PeerId, path: str = DIRECT) -> list[Any]:
+        """libp2p's connections to a peer that live, over one kind of path. First those with a link:
+        others are closed after a while, and all streams with them."""
+        found = self._live_connections(ID.from_base58(peer))
+        fitting = [connection for connection in found if connection.muxed_conn.path == path]
+        return sorted(fitting, key=self._carries_link, reverse=True)
+
+    async def open_stream(self, peer: PeerId, protocol: str, path: str = DIRECT) -> Any:  # noqa: ANN401
+        """Open libp2p's stream for `protocol` to a peer over a connection that is there.
 
         Raises:
             NetworkError: there is none, or the peer does not speak the protocol.
         """
-        connections = self._live_connections(ID.from_base58(peer))
-        # one without the link would be closed, and the stream with it
-        for connection in sorted(connections, key=self._carries_link, reverse=True):
-            if connection.muxed_conn.path == "direct":
-                try:
-                    return await self._negotiate(connection, protocol)
-                except (*LIBRARY_ERRORS, trio.TooSlowError) as error:
-                    raise NetworkError(f"cannot open a stream to {peer}: {error}") from error
+        for connection in self.connections(peer, path):
+            try:
+                return await self._negotiate(connection, protocol)
+            except (*LIBRARY_ERRORS, trio.TooSlowError) as error:
+                raise NetworkError(f"cannot open a stream to {peer}: {error}") from error
         raise NetworkError(f"there is no connection to {peer}")
+
+    async def open_link(self, connection: Any) -> LinkStream:  # noqa: ANN401 (libp2p's SwarmConn)
+        """Open the link's stream over a certain connection.
+
+        Raises:
+            NetworkError: it is gone, or the peer does not speak the protocol.
+        """
+        try:
+            return await self._open(connection, self._protocol)
+        except (*LIBRARY_ERRORS, trio.TooSlowError) as error:
+            raise NetworkError(f"cannot open a link's stream: {error}") from error
+
+    async def close_circuits(self, peer: PeerId) -> None:
+        """Close the circuits to `peer` that carry no link any more."""
+        for connection in self.connections(peer, CIRCUIT):
+            if not self._carries_link(connection):
+                await connection.close()
 
     async def connect_over(self, net_stream: Any, peer: PeerId) -> LinkStream:  # noqa: ANN401
         """Connect to `peer` over a circuit, end to end, and open the link's stream.
@@ -272,31 +290,17 @@ class MeshHost:
 
     def _build_swarm(self, transport: TcpTransport) -> Swarm:
         accept_ed25519_only()
-        limits = self._limits
         key_pair = ed25519_key_pair(self._identity.seed)
         peer_id = ID.from_pubkey(key_pair.public_key)
         peerstore = PeerStore()
         peerstore.add_key_pair(peer_id, key_pair)
-        config = ConnectionConfig(
-            # The pruner must never run: it closes whom it likes. The gate refuses instead.
-            max_connections=limits.connections_max,
-            high_watermark=limits.connections_max,
-            low_watermark=0,
-            min_connections=0,
-            max_connections_per_peer=_CONNECTIONS_PER_PEER_MAX,
-            dial_timeout=limits.dial_seconds_max,
-            inbound_upgrade_timeout=limits.handshake_seconds_max,
-            outbound_upgrade_timeout=limits.handshake_seconds_max,
-            inbound_stream_protocol_negotiation_timeout=limits.negotiation_seconds_max,
-            outbound_stream_protocol_negotiation_timeout=limits.negotiation_seconds_max,
-        )
         return Swarm(
             peer_id,
             peerstore,
-            build_upgrader(key_pair, limits),
+            build_upgrader(key_pair, self._limits),
             transports=[transport],
             retry_config=RetryConfig(max_retries=0),
-            connection_config=config,
+            connection_config=_connection_config(self._limits),
         )
 
     # --- streams -----------------------------------------------------------------------------
@@ -356,31 +360,22 @@ class MeshHost:
                 return connection
         finished = self._dialing[peer] = trio.Event()
         try:
-            candidates = await self._candidates(peer, addresses)
-            return await race_addresses(self._swarm, peer_id, candidates, self._nursery)
+            found = await candidates(peer, addresses)
+            return await race_addresses(self._swarm.dial_addr, peer_id, found, self._nursery)
         finally:
             del self._dialing[peer]
             finished.set()
 
-    async def _candidates(self, peer: PeerId, addresses: Sequence[str]) -> list[Multiaddr]:
-        candidates: list[Multiaddr] = []
-        for text in addresses:
-            plain, _, named = text.partition("/p2p/")
-            if named not in {"", peer}:
-                continue
-            address = parse_multiaddr(plain)
-            if is_dialable(address):
-                candidates += await resolve(address)
-        return list(dict.fromkeys(candidates))
-
     # --- connections -------------------------------------------------------------------------
 
     def _live_connections(self, peer_id: ID) -> list[Any]:
-        return [
+        """Direct ones first."""
+        found = [
             connection
             for connection in self._swarm.connections.get(peer_id, [])
             if not connection.is_closed and connection.muxed_conn.is_established
         ]
+        return sorted(found, key=lambda connection: connection.muxed_conn.path != DIRECT)
 
     def _carries_link(self, connection: Any) -> bool:  # noqa: ANN401 (libp2p's SwarmConn)
         return any(stream.get_protocol() == self._protocol for stream in connection.get_streams())
@@ -403,6 +398,22 @@ class MeshHost:
             async with trio.open_nursery() as nursery:
                 for connection in self._swarm.get_connections():
                     nursery.start_soon(connection.close)
+
+
+def _connection_config(limits: HostLimits) -> ConnectionConfig:
+    return ConnectionConfig(
+        # The pruner must never run: it closes whom it likes. The gate refuses instead.
+        max_connections=limits.connections_max,
+        high_watermark=limits.connections_max,
+        low_watermark=0,
+        min_connections=0,
+        max_connections_per_peer=_CONNECTIONS_PER_PEER_MAX,
+        dial_timeout=limits.dial_seconds_max,
+        inbound_upgrade_timeout=limits.handshake_seconds_max,
+        outbound_upgrade_timeout=limits.handshake_seconds_max,
+        inbound_stream_protocol_negotiation_timeout=limits.negotiation_seconds_max,
+        outbound_stream_protocol_negotiation_timeout=limits.negotiation_seconds_max,
+    )
 
 
 def _raw(circuit: CircuitStream, *, initiator: bool) -> RawConnection:

@@ -17,6 +17,7 @@ from aimo_node.mesh.link import ByteStream, Link, LinkObserver
 from aimo_node.mesh.link_facts import facts_of
 from aimo_node.mesh.observer import IdleObserver
 from aimo_node.mesh.pipe import open_pipe
+from aimo_node.mesh.rivals import hand_over, is_upgrade, retire, survivor
 from aimo_node.ports.peer_network import OutgoingRequest, RequestHandler
 from aimo_node.protocol import limits
 from aimo_node.protocol.handshake import Doorkeeper
@@ -165,6 +166,24 @@ class MeshNetwork:
         if dial.link is None:
             raise type(dial.error)(dial.error.message)  # one of its own for everybody who waits
         return dial.link
+
+    async def adopt(self, stream: ByteStream) -> bool:
+        """Open a link on a stream to a peer that is linked already over a worse path.
+
+        Returns:
+            Whether it has taken the place of the old one, which ends once nothing runs on it.
+        """
+        if self._nursery is None:
+            await stream.reset()
+            return False
+        link = self._make_link(stream)
+        self._nursery.start_soon(self._live, link)
+        with trio.move_on_after(OPEN_SECONDS):
+            await link.settled.wait()
+        if self._links.get(link.peer) is link:
+            return True
+        link.close()
+        return False
 
     async def open_exchange(self, peer: PeerId, request: OutgoingRequest) -> LinkExchange:
         """See `ports.peer_network.PeerNetwork`."""
@@ -353,10 +372,13 @@ class MeshNetwork:
         """Keep one link for each peer: see `docs/protocol/v1.md`, "Both dial at once"."""
         other = self._links.get(link.peer)
         if other is not None and other is not link:
-            keep = self._survivor(other, link)
-            self._retire(other if keep is link else link)
-            if keep is other:
+            if survivor(self.peer, other, link) is other:
+                retire(link)
                 return
+            if is_upgrade(other, link) and self._nursery is not None:
+                self._nursery.start_soon(hand_over, other)
+            else:
+                retire(other)
             self._leave(other)
         self._links[link.peer] = link
         self._link_made.set()
@@ -365,23 +387,6 @@ class MeshNetwork:
         log.info("link.opened", peer=link.peer, **how, roles=link.roles.names)
         for observer in self._observers:
             observer.link_opened(link)
-
-    def _survivor(self, old: Link, new: Link) -> Link:
-        """Of two links opened from both ends the one that the smaller peer id opened; of two opened
-        from the same end the new one, since its opener must have lost the old one. Nor is an old
-        one worth keeping that is silent or on its way out."""
-        if not old.usable or old.session.suspect:
-            return new
-        if old.stream.initiator == new.stream.initiator:
-            return new
-        ours_survives = self.peer < old.peer
-        return old if old.stream.initiator == ours_survives else new
-
-    def _retire(self, link: Link) -> None:
-        if link.session.busy:
-            link.drain()
-        else:
-            link.close(CloseCode.DuplicateLink, "there is another link between us")
 
     def _leave(self, link: Link) -> None:
         for observer in self._observers:

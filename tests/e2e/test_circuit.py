@@ -6,6 +6,7 @@ from tests.e2e.node_process import NodeProcess, eventually
 
 STOP_SECONDS = 1.0
 REHOME_SECONDS = 10.0
+DIRECT_SECONDS = 20.0
 
 
 def hidden_provider(mesh: Mesh, model: str, *joins: str) -> NodeProcess:
@@ -16,14 +17,22 @@ def hidden_provider(mesh: Mesh, model: str, *joins: str) -> NodeProcess:
     return mesh.start(f"hidden-{model}", "provider", *what, "--listen", "off", *flags)
 
 
+def hidden_edge(mesh: Mesh, *joins: str) -> NodeProcess:
+    """An edge that listens nowhere: else a provider on a circuit would dial it, and be direct."""
+    joins = joins or (f"@{mesh.join_file}",)
+    flags = [part for join in joins for part in ("--join", join)]
+    return mesh.start("hidden-edge", "edge", "--http", "127.0.0.1:0", "--listen", "off", *flags)
+
+
 async def test_a_chat_streams_through_the_circuit_and_says_so(shared, guests):
     provider = hidden_provider(guests, "hidden")
-    await until_known(shared.edge, provider)
+    edge = await hidden_edge(guests).ready()
+    await until_known(edge, provider, shared.provider)
     assert provider.ready_line["listen"] == []
-    answer = await stream_chat(shared.port, "hidden", max_tokens=300)
+    answer = await stream_chat(edge.port, "hidden", max_tokens=300)
     assert (answer.text, answer.is_done) == (echo_text("Hi", 300), True)
     assert answer.headers["x-aimo-path"] == "circuit"
-    views = await providers_of(shared.edge)
+    views = await providers_of(edge)
     assert views[provider.peer_id]["path"] == "circuit"
     assert views[shared.provider.peer_id]["path"] == "direct"
 
@@ -42,6 +51,20 @@ async def test_a_consumer_that_leaves_stops_generation_at_the_far_end(shared, gu
     await eventually(lambda: is_running(0), STOP_SECONDS, "it runs on", provider)
 
 
+async def test_an_edge_that_can_be_dialled_is_dialled_by_who_cannot(shared, guests):
+    provider = hidden_provider(guests, "hidden-dials")
+    await until_known(shared.edge, provider)
+
+    async def is_direct() -> bool:
+        view = (await providers_of(shared.edge)).get(provider.peer_id)
+        return view is not None and view["path"] == "direct"
+
+    await eventually(is_direct, DIRECT_SECONDS, "it stays on the circuit", shared.edge, provider)
+    answer = await stream_chat(shared.port, "hidden-dials", max_tokens=300)
+    assert (answer.text, answer.is_done) == (echo_text("Hi", 300), True)
+    assert answer.headers["x-aimo-path"] == "direct"
+
+
 async def test_a_killed_relay_is_reported_and_replaced(own_mesh, tmp_path):
     first = own_mesh.relay()
     await first.ready()
@@ -53,10 +76,7 @@ async def test_a_killed_relay_is_reported_and_replaced(own_mesh, tmp_path):
     await second.ready()
     joins = (f"@{own_mesh.join_file}", f"@{second_file}")
     provider = hidden_provider(own_mesh, "echo", *joins)
-    edge = own_mesh.start(
-        "edge", "edge", "--http", "127.0.0.1:0", "--listen", "off",
-        *(part for join in joins for part in ("--join", join)),
-    )  # fmt: skip
+    edge = hidden_edge(own_mesh, *joins)
     await edge.ready()
     await until_known(edge, provider)
     relays = {first.peer_id: first, second.peer_id: second}
@@ -83,7 +103,7 @@ async def test_a_lowered_limit_ends_a_stream_with_one_clean_error(own_mesh):
     relay = own_mesh.relay("--circuit-megabytes-max", "0.1")
     await relay.ready()
     provider = hidden_provider(own_mesh, "echo")
-    edge = await own_mesh.edge().ready()
+    edge = await hidden_edge(own_mesh).ready()
     await until_known(edge, provider)
     stream = await stream_chat(edge.port, "echo", max_tokens=100_000)
     assert [error["code"] for error in stream.errors] == ["stream_interrupted"]

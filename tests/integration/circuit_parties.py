@@ -11,6 +11,7 @@ from aimo_node.mesh.circuits.client import Circuits
 from aimo_node.mesh.circuits.hops import CircuitRelay
 from aimo_node.mesh.circuits.paths import Paths
 from aimo_node.mesh.circuits.quotas import CircuitLimits
+from aimo_node.mesh.circuits.upgrades import Upgrades
 from aimo_node.mesh.host import HostLimits, MeshHost
 from aimo_node.mesh.identity import KeyPair
 from aimo_node.mesh.network import MeshNetwork
@@ -46,6 +47,7 @@ class Party:
         reservations_max=1,
         relay_class=CircuitRelay,
         secret=SECRET,
+        upgrades=False,
     ):
         identity = KeyPair.from_seed(name.encode().ljust(32, b"-"))
         self.peer = identity.peer_id
@@ -61,6 +63,9 @@ class Party:
             reservations_max=0 if Role.RELAY in roles else reservations_max,
         )
         self.network.add_observer(self.circuits)
+        self.upgrades = Upgrades(self.host, self.network, self.addresses) if upgrades else None
+        if self.upgrades is not None:
+            self.network.add_observer(self.upgrades)
         self.relay = relay_class(self.host, self.network, self.addresses, limits or CircuitLimits())
         self.is_relay = Role.RELAY in roles
         self.scope = trio.CancelScope()
@@ -82,6 +87,8 @@ class Party:
                 nursery.start_soon(self.network.run, paths)
                 await self.network.running.wait()
                 nursery.start_soon(self.circuits.run)
+                if self.upgrades is not None:
+                    nursery.start_soon(self.upgrades.run)
                 task_status.started(self)
                 await trio.sleep_forever()
 

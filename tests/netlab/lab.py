@@ -26,7 +26,7 @@ PUBLIC2 = "203.0.113.11"
 LEFTOVER = re.compile(r"aimo(\d+)-\w+")
 RULES = """
 table ip nat {
-  chain post { type nat hook postrouting priority 100; oifname "wan" masquerade; }
+  chain post { type nat hook postrouting priority 100; oifname "wan" masquerade MODE; }
 }
 table ip filter {
   chain forward {
@@ -58,8 +58,9 @@ def why_not(*, nat: bool, line: bool = False, tools: Sequence[str] = ()) -> str:
     try:
         if nat:
             filter_packets = ["ip", "netns", "exec", probe, "nft", "-f", "-"]
+            rules = RULES.replace("MODE", "")
             tried = subprocess.run(
-                filter_packets, input=RULES.encode(), capture_output=True, check=False
+                filter_packets, input=rules.encode(), capture_output=True, check=False
             )
             if tried.returncode:
                 return f"no network address translation here: {tried.stderr.decode().strip()}"
@@ -93,10 +94,13 @@ def _lives(pid: int) -> bool:
 class Lab:
     """Namespaces by name: `home`, `office` and `public`, with NAT also `public2`."""
 
-    def __init__(self, *, nat: bool, line: Quality | None, forwards: bool, congestion: str) -> None:
+    def __init__(
+        self, *, nat: bool, line: Quality | None, forwards: bool, congestion: str, nat_mode: str
+    ) -> None:
         """As `lab` below."""
         self._tag = f"aimo{os.getpid()}"
         self._nat = nat
+        self._nat_mode = nat_mode
         self._line = line
         self._forwards = forwards
         self._congestion = congestion
@@ -173,7 +177,7 @@ class Lab:
             self._plug_in((router, "wan", f"203.0.113.{number}/24"), f"port{number}", wired=True)
             self._ip(name, "route", "add", "default", "via", f"10.{number}.0.1")
             self.set(router, "net/ipv4/ip_forward", "1")
-            run(*self.inside(router), "nft", "-f", "-", text=RULES)
+            run(*self.inside(router), "nft", "-f", "-", text=RULES.replace("MODE", self._nat_mode))
         for number, (name, address) in enumerate((("public", PUBLIC), ("public2", PUBLIC2)), 3):
             self._plug_in((name, "eth0", f"{address}/24"), f"port{number}")
 
@@ -184,17 +188,23 @@ class Lab:
 
 @contextmanager
 def lab(
-    *, nat: bool, line: Quality | None = None, forwards: bool = False, congestion: str = ""
+    *,
+    nat: bool,
+    nat_mode: str = "",
+    line: Quality | None = None,
+    forwards: bool = False,
+    congestion: str = "",
 ) -> Iterator[Lab]:
     """The lab, taken down at the end.
 
     Args:
         nat: with routers that translate addresses.
+        nat_mode: `random` for a port of its own for each connection, as symmetric NATs choose.
         line: the quality of the ways from home and office; none: as good as the machine.
         forwards: without NAT, whether the public host passes packets from end to end.
         congestion: the congestion control of all TCP in it; none: this machine's default.
     """
-    networks = Lab(nat=nat, line=line, forwards=forwards, congestion=congestion)
+    networks = Lab(nat=nat, line=line, forwards=forwards, congestion=congestion, nat_mode=nat_mode)
     try:
         networks.build()
         yield networks

@@ -76,11 +76,11 @@ async def ask_for_reservation(stream: YamuxStream) -> Reservation:
     Raises:
         NetworkError: it refused, or spoke nonsense.
     """
-    await _write(stream, HopMessage(type=HopMessage.RESERVE))
-    answer = await _read(stream, HopMessage)
+    await write_message(stream, HopMessage(type=HopMessage.RESERVE))
+    answer = await read_message(stream, HopMessage)
     _require_ok(answer, HopMessage.STATUS)
     return Reservation(
-        int(answer.reservation.expire), _readable(answer.reservation.addrs[:_ADDRESSES_MAX])
+        int(answer.reservation.expire), readable(answer.reservation.addrs[:_ADDRESSES_MAX])
     )
 
 
@@ -92,8 +92,8 @@ async def ask_for_circuit(stream: YamuxStream, peer: PeerId) -> None:
     """
     wish = HopMessage(type=HopMessage.CONNECT)
     wish.peer.id = _raw_id(peer)
-    await _write(stream, wish)
-    _require_ok(await _read(stream, HopMessage), HopMessage.STATUS)
+    await write_message(stream, wish)
+    _require_ok(await read_message(stream, HopMessage), HopMessage.STATUS)
 
 
 async def offer_circuit(stream: YamuxStream, source: PeerId) -> None:
@@ -104,8 +104,8 @@ async def offer_circuit(stream: YamuxStream, source: PeerId) -> None:
     """
     offer = StopMessage(type=StopMessage.CONNECT)
     offer.peer.id = _raw_id(source)
-    await _write(stream, offer)
-    _require_ok(await _read(stream, StopMessage), StopMessage.STATUS)
+    await write_message(stream, offer)
+    _require_ok(await read_message(stream, StopMessage), StopMessage.STATUS)
 
 
 async def read_wish(stream: YamuxStream) -> PeerId | None:
@@ -116,7 +116,7 @@ async def read_wish(stream: YamuxStream) -> PeerId | None:
     Raises:
         NetworkError: the message is none a relay is asked.
     """
-    message = await _read(stream, HopMessage)
+    message = await read_message(stream, HopMessage)
     if message.type == HopMessage.RESERVE:
         return None
     if message.type != HopMessage.CONNECT:
@@ -130,7 +130,7 @@ async def read_offer(stream: YamuxStream) -> PeerId:
     Raises:
         NetworkError: not an offer.
     """
-    message = await _read(stream, StopMessage)
+    message = await read_message(stream, StopMessage)
     if message.type != StopMessage.CONNECT:
         raise NetworkError("a relay offers circuits and nothing else")
     return _peer_in(message)
@@ -138,20 +138,20 @@ async def read_offer(stream: YamuxStream) -> PeerId:
 
 async def answer_wish(stream: YamuxStream, status: Status) -> None:
     """Tell a peer what came of its wish for a circuit."""
-    await _write(stream, HopMessage(type=HopMessage.STATUS, status=_on_the_wire(status)))
+    await write_message(stream, HopMessage(type=HopMessage.STATUS, status=_on_the_wire(status)))
 
 
 async def grant_reservation(stream: YamuxStream, reservation: Reservation) -> None:
     """Tell a peer that it has a reservation. No limit is named, since none is near."""
     message = HopMessage(type=HopMessage.STATUS, status=_on_the_wire(Status.OK))
     message.reservation.expire = reservation.expires
-    message.reservation.addrs.extend(_packed(reservation.addresses[:_ADDRESSES_MAX]))
-    await _write(stream, message)
+    message.reservation.addrs.extend(packed(reservation.addresses[:_ADDRESSES_MAX]))
+    await write_message(stream, message)
 
 
 async def answer_offer(stream: YamuxStream, status: Status) -> None:
     """Tell a relay whether this node takes the circuit."""
-    await _write(stream, StopMessage(type=StopMessage.STATUS, status=_on_the_wire(status)))
+    await write_message(stream, StopMessage(type=StopMessage.STATUS, status=_on_the_wire(status)))
 
 
 def _raw_id(peer: PeerId) -> bytes:
@@ -171,7 +171,8 @@ def _peer_in(message: Any) -> PeerId:  # noqa: ANN401 (a protobuf of libp2p)
     return PeerId(text)
 
 
-def _packed(addresses: Sequence[str]) -> list[bytes]:
+def packed(addresses: Sequence[str]) -> list[bytes]:
+    """Multiaddresses as bytes, without those that cannot be packed."""
     found = []
     for text in addresses:
         try:
@@ -181,13 +182,14 @@ def _packed(addresses: Sequence[str]) -> list[bytes]:
     return found
 
 
-def _readable(addresses: Sequence[bytes]) -> tuple[str, ...]:
+def readable(addresses: Sequence[bytes]) -> tuple[str, ...]:
+    """Multiaddresses as text, without those of kinds that this library does not know."""
     found = []
     for raw in addresses:
         try:
             found.append(str(Multiaddr(raw)))
         except (MultiaddrError, ValueError):
-            continue  # of a kind this library does not know
+            continue
     return tuple(found)
 
 
@@ -200,14 +202,24 @@ def _require_ok(answer: Any, kind: int) -> None:  # noqa: ANN401
         raise NetworkError(name.lower().replace("_", " "))
 
 
-async def _write(stream: YamuxStream, message: Any) -> None:  # noqa: ANN401
+async def write_message(stream: YamuxStream, message: Any) -> None:  # noqa: ANN401
+    """Send a protobuf with its length in front.
+
+    Raises:
+        NetworkError: the stream is gone.
+    """
     try:
         await stream.write(encode_varint_prefixed(message.SerializeToString()))
     except BaseLibp2pError as error:
         raise NetworkError("the stream broke off") from error
 
 
-async def _read(stream: YamuxStream, kind: Any) -> Any:  # noqa: ANN401
+async def read_message(stream: YamuxStream, kind: Any) -> Any:  # noqa: ANN401
+    """The next protobuf of a class of libp2p's.
+
+    Raises:
+        NetworkError: the stream is gone, or what came is too long or none.
+    """
     try:
         data = await read_varint_prefixed_bytes_limited(stream, _MESSAGE_BYTES_MAX)
         return kind.FromString(data)

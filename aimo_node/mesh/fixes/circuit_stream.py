@@ -72,6 +72,10 @@ class CircuitStream(ReadWriteCloser):  # type: ignore[misc]
         """Unknown: only the relay sees it."""
         return None
 
+    def get_local_address(self) -> tuple[str, int] | None:
+        """None: it begins at the relay."""
+        return None
+
     def take_wire(self) -> CircuitWire:
         """Hand over to the muxer: nobody may call `read` or `write` from now on."""
         return CircuitWire(self, self._stream)

@@ -7,7 +7,7 @@ the right peer id wins. Nothing is remembered: when to try again is the caller's
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import trio
@@ -18,7 +18,6 @@ from aimo_node.mesh.fixes.library import (
     BaseLibp2pError,
     Multiaddr,
     PeerIDMismatchesPubkey,
-    Swarm,
 )
 
 STAGGER_SECONDS: Final = 0.25
@@ -37,26 +36,36 @@ LIBRARY_ERRORS: Final = (
 """What libp2p lets through when a peer misbehaves or goes away."""
 
 
+Dial = Callable[[Multiaddr, ID], Awaitable[Any]]
+"""Connects to an address, if a certain peer answers there; returns libp2p's SwarmConn."""
+
+
 async def race_addresses(
-    swarm: Swarm, peer_id: ID, addresses: Sequence[Multiaddr], nursery: trio.Nursery
+    dial: Dial,
+    peer_id: ID,
+    addresses: Sequence[Multiaddr],
+    nursery: trio.Nursery,
+    *,
+    stagger_seconds: float = STAGGER_SECONDS,
 ) -> Any:  # noqa: ANN401 (libp2p's SwarmConn)
     """Connect to `peer_id` at the best of `addresses`.
 
     Args:
-        swarm: libp2p's Swarm.
+        dial: `dial_addr` of libp2p's Swarm, or another of its kind.
         peer_id: who must answer.
         addresses: IP addresses with ports, the best first.
         nursery: where a connection that came second is closed.
+        stagger_seconds: what each address has for itself.
 
     Raises:
         NetworkError: none of them led to the peer; the message says why for each.
     """
-    race = _Race(swarm, peer_id, nursery)
+    race = _Race(dial, peer_id, nursery)
     async with trio.open_nursery() as attempts:
         for address in addresses[:ADDRESSES_MAX]:
             failed = trio.Event()
             attempts.start_soon(race.attempt, address, failed, attempts.cancel_scope)
-            with trio.move_on_after(STAGGER_SECONDS):
+            with trio.move_on_after(stagger_seconds):
                 await failed.wait()
     if race.winner is None:
         raise NetworkError("; ".join(race.failures) or "no address to dial")
@@ -66,8 +75,8 @@ async def race_addresses(
 class _Race:
     """The attempts at one peer's addresses."""
 
-    def __init__(self, swarm: Swarm, peer_id: ID, nursery: trio.Nursery) -> None:
-        self._swarm = swarm
+    def __init__(self, dial: Dial, peer_id: ID, nursery: trio.Nursery) -> None:
+        self._dial = dial
         self._peer_id = peer_id
         self._nursery = nursery
         self.winner: Any = None
@@ -77,7 +86,7 @@ class _Race:
         self, address: Multiaddr, failed: trio.Event, everybody: trio.CancelScope
     ) -> None:
         try:
-            connection = await self._swarm.dial_addr(address, self._peer_id)
+            connection = await self._dial(address, self._peer_id)
         except LIBRARY_ERRORS as error:
             self.failures.append(f"{address}: {_reason(error)}")
             failed.set()

@@ -33,6 +33,7 @@ with lean_imports():
     from libp2p.protocol_muxer.exceptions import MultiselectCommunicatorError, MultiselectError
     from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
     from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, StopMessage
+    from libp2p.relay.circuit_v2.pb.dcutr_pb2 import HolePunch
     from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
     from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_PROTOCOL
     from libp2p.security.noise.transport import Transport as NoiseTransport
@@ -66,6 +67,7 @@ __all__ = [
     "ConnectionClosedError",
     "ConnectionConfig",
     "ConnectionType",
+    "HolePunch",
     "HopMessage",
     "IListener",
     "IMuxedConn",

@@ -115,6 +115,13 @@ class BufferedTcpStream(TrioTCPStream):  # type: ignore[misc]
         """Host and port of the other side."""
         return self._remote
 
+    def get_local_address(self) -> tuple[str, int] | None:
+        """Host and port of this side."""
+        with contextlib.suppress(OSError):
+            host, port, *_ = self.stream.socket.getsockname()
+            return str(host), int(port)
+        return None
+
     def take_wire(self) -> SocketWire:
         """Hand over to the muxer: nobody may call `read` or `write` from now on."""
         ahead = self._take(len(self._ahead))

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import trio
 
+from aimo_node.domain.ids import PeerId
 from aimo_node.mesh.fixes.library import (
     Multiaddr,
     MultiaddrError,
@@ -71,6 +72,24 @@ async def resolve(address: Multiaddr) -> list[Multiaddr]:
         name, port, family=_NAME_PROTOCOLS[kind], type=trio.socket.SOCK_STREAM
     )
     return [socket_multiaddr(str(end[0]), int(end[1])) for *_, end in found]
+
+
+async def candidates(peer: PeerId, addresses: Iterable[str]) -> list[Multiaddr]:
+    """Where to dial for a peer: its addresses that are plain TCP, names resolved, each once.
+
+    Raises:
+        ValueError: an address is none.
+        OSError: a name is unknown, or the name server is away.
+    """
+    found: list[Multiaddr] = []
+    for text in addresses:
+        plain, _, named = text.partition("/p2p/")
+        if named not in {"", peer}:
+            continue
+        address = parse_multiaddr(plain)
+        if is_dialable(address):
+            found += await resolve(address)
+    return list(dict.fromkeys(found))
 
 
 def expand_wildcards(addresses: Iterable[Multiaddr]) -> list[Multiaddr]:

@@ -7,6 +7,7 @@ listener lives in the host's nursery and ends what it began when the socket clos
 
 from __future__ import annotations
 
+import errno
 import socket as stdlib_socket
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -26,6 +27,17 @@ from aimo_node.mesh.fixes.read_ahead import BufferedTcpStream
 from aimo_node.mesh.fixes.tcp_addresses import socket_multiaddr, tcp_endpoint
 
 log = structlog.get_logger()
+
+_CONNECTS_MAX: Final = 10
+_CONNECT_AGAIN_SECONDS: Final = 0.25
+"""A peer that has not begun yet refuses. The two begin within a round trip of each other."""
+_WORTH_ANOTHER_TRY: Final = frozenset(
+    {errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED, errno.EADDRNOTAVAIL}
+)
+"""The last one: an earlier connection from there to there still waits for answers."""
+_ABANDON_SECONDS: Final = 15.0
+"""What is not confirmed for so long ends a connection from a chosen port. Links end sooner; but the
+system would hold on to both ends for minutes, and there could be no other one between them."""
 
 ConnectionHandler = Callable[[BufferedTcpStream], Awaitable[None]]
 
@@ -55,6 +67,25 @@ class TcpTransport(TCP):  # type: ignore[misc]
         except OSError as error:
             raise OpenConnectionError(error.strerror or str(error)) from error
         return RawConnection(BufferedTcpStream(stream), True)  # noqa: FBT003 (libp2p's signature)
+
+    async def dial_with_source(self, maddr: Multiaddr, source: tuple[str, int]) -> RawConnection:
+        """As `dial`, from the local address and port of a connection that lives: the routers on the
+        way then see it as coming from where that one comes from. Also called by libp2p.
+
+        The far end does the same; who is refused is too early, and tries again.
+        """
+        problem = OSError()
+        for _ in range(_CONNECTS_MAX):
+            try:
+                stream = await _connect(*tcp_endpoint(maddr), source)
+            except OSError as error:
+                if error.errno not in _WORTH_ANOTHER_TRY:
+                    raise OpenConnectionError(error.strerror or str(error)) from error
+                problem = error
+                await trio.sleep(_CONNECT_AGAIN_SECONDS)
+            else:
+                return RawConnection(BufferedTcpStream(stream), True)  # noqa: FBT003 (libp2p's)
+        raise OpenConnectionError(f"{problem.strerror}, again and again") from problem
 
     def create_listener(self, handler_function: ConnectionHandler) -> TcpListener:
         """A listener that hands every admitted connection to libp2p's `handler_function`."""
@@ -137,14 +168,30 @@ def _family(host: str) -> stdlib_socket.AddressFamily:
     return stdlib_socket.AF_INET6 if ":" in host else stdlib_socket.AF_INET
 
 
-async def _connect(host: str, port: int) -> trio.SocketStream:
+async def _connect(
+    host: str, port: int, source: tuple[str, int] | None = None
+) -> trio.SocketStream:
     connecting = trio.socket.socket(_family(host), stdlib_socket.SOCK_STREAM)
     try:
+        # On Linux several connections may leave from one port that nobody listens on if all have
+        # said this beforehand: so holes are punched from the port of the connection to a relay.
+        connecting.setsockopt(stdlib_socket.SOL_SOCKET, stdlib_socket.SO_REUSEADDR, 1)
+        if source is not None:
+            _abandon_soon(connecting)
+            await connecting.bind(source)
         await connecting.connect((host, port))
     except BaseException:
         connecting.close()
         raise
     return trio.SocketStream(connecting)
+
+
+def _abandon_soon(connecting: trio.socket.SocketType) -> None:
+    if hasattr(stdlib_socket, "TCP_USER_TIMEOUT"):  # on Linux
+        milliseconds = int(_ABANDON_SECONDS * 1000)
+        connecting.setsockopt(
+            stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_USER_TIMEOUT, milliseconds
+        )
 
 
 async def _bind(host: str, port: int) -> trio.SocketListener:

@@ -44,6 +44,9 @@ class LowerStream(Protocol):
     def take_wire(self) -> Wire:
         """Hand over what the handshakes were done on."""
 
+    def get_local_address(self) -> tuple[str, int] | None:
+        """Host and port of this side, if it has a socket."""
+
 
 class YamuxConnection(IMuxedConn):  # type: ignore[misc]
     """All streams of one connection; owned by libp2p's Swarm, which runs `start` as a task.
@@ -70,6 +73,7 @@ class YamuxConnection(IMuxedConn):  # type: ignore[misc]
         self.on_close: Callable[[], Awaitable[None]] | None = None  # set by libp2p, not needed
         sealer, self._opener, self._leftover = take_over_ciphers(session)
         self._wire = lower.take_wire()
+        self._lower = lower
         self.outbox = Outbox(self._wire, sealer, limits.write_seconds_max)
         self._inbound_streams_max = limits.inbound_streams_max
         self._is_initiator = bool(session.is_initiator)
@@ -115,6 +119,10 @@ class YamuxConnection(IMuxedConn):  # type: ignore[misc]
         """Host and port of the other side."""
         address: tuple[str, int] | None = self.secured_conn.get_remote_address()
         return address
+
+    def get_local_address(self) -> tuple[str, int] | None:
+        """Host and port of this side; None over a circuit."""
+        return self._lower.get_local_address()
 
     def get_transport_addresses(self) -> list[Any]:
         """The other side's address as a list of one multiaddr."""

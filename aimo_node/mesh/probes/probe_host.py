@@ -13,13 +13,13 @@ from aimo_node.mesh.fixes.direct_dial import LIBRARY_ERRORS
 from aimo_node.mesh.fixes.identify_library import (
     IDENTIFY_PROTOCOL,
     DecodeError,
-    Multiaddr,
     consume_envelope,
-    parse_identify_response,
+    observed,
+    read_answer,
 )
 from aimo_node.mesh.fixes.library import (
     ID,
-    MuxedStreamEOF,
+    Multiaddr,
     OpenConnectionError,
     RawConnection,
     Swarm,
@@ -32,7 +32,6 @@ from aimo_node.mesh.host import HostLimits, LinkStream, MeshHost
 from aimo_node.mesh.identity import KeyPair
 from aimo_node.mesh.probes.meeting import Sighting
 
-IDENTIFY_BYTES_MAX: Final = 65_536
 _RECORD_DOMAIN: Final = "libp2p-peer-record"
 _ANY_ADDRESS: Final = {stdlib_socket.AF_INET: "0.0.0.0", stdlib_socket.AF_INET6: "::"}  # noqa: S104 (nothing listens there)
 
@@ -65,7 +64,7 @@ class ProbeHost(MeshHost):
                 [IDENTIFY_PROTOCOL], NameReader(net_stream)
             )
             remote = connection.muxed_conn.get_remote_address()
-            return remote, parse_identify_response(await _read_to_end(net_stream.muxed_stream))
+            return remote, await read_answer(net_stream.muxed_stream)
         finally:
             with trio.CancelScope(shield=True):
                 await net_stream.reset()
@@ -75,7 +74,7 @@ class ProbeHost(MeshHost):
         local = self._transport.local_ends.get(remote) if self._transport is not None else None
         if local is None:
             return None
-        return Sighting(local, _observed(said.observed_addr), _signed_at(said, peer))
+        return Sighting(local, observed(said), _signed_at(said, peer))
 
 
 class _OnePortTransport(TcpTransport):
@@ -119,26 +118,6 @@ class _OnePortTransport(TcpTransport):
 async def _refuse(stream: LinkStream) -> None:
     """Nobody is expected."""
     await stream.reset()
-
-
-async def _read_to_end(stream: Any) -> bytes:  # noqa: ANN401 (libp2p's stream)
-    data = b""
-    while len(data) < IDENTIFY_BYTES_MAX:
-        try:
-            more = await stream.read(IDENTIFY_BYTES_MAX)
-        except MuxedStreamEOF:
-            break
-        if not more:
-            break
-        data += more
-    return data
-
-
-def _observed(address: bytes) -> tuple[str, int] | None:
-    try:
-        return tcp_endpoint(Multiaddr(address)) if address else None
-    except (*LIBRARY_ERRORS, LookupError):
-        return None
 
 
 def _signed_at(said: Any, peer: PeerId) -> float | None:  # noqa: ANN401 (libp2p's Identify)
