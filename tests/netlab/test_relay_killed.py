@@ -116,19 +116,28 @@ def two_relays(networks: Lab, folder: Path) -> Iterator[TwoRelays]:
         running.end()
 
 
-def test_a_killed_relay_is_replaced_by_the_second(tmp_path: Path, record_property) -> None:
+@pytest.mark.parametrize("nat_mode", ["", "random"], ids=["default-nat", "symmetric-nat"])
+def test_a_killed_relay_is_replaced_by_the_second(
+    nat_mode: str, tmp_path: Path, record_property
+) -> None:
+    """An answer on a direct path does not notice; one on its circuit ends, the next does not."""
     reason = why_not(nat=True)
     if reason:
         pytest.skip(reason)
-    with lab(nat=True) as networks, two_relays(networks, tmp_path) as running:
+    with lab(nat=True, nat_mode=nat_mode) as networks, two_relays(networks, tmp_path) as running:
         running.ask_until_answered(KNOWN_SECONDS)
+        if not nat_mode:
+            edge = running.edge
+            wait_for(lambda: "link.upgraded" in edge.log, KNOWN_SECONDS, "no direct path", edge)
         carrier = running.carrier
         found = running.kill_during_a_stream(carrier)
-        if found["path"] == "direct":
-            assert_undisturbed(found)
-        else:
+        assert found["path"] == ("circuit" if nat_mode else "direct")
+        if nat_mode:
             assert [error["code"] for error in found["errors"]] == ["stream_interrupted"]
+        else:
+            assert_undisturbed(found)
         lost = time.monotonic()
-        running.ask_until_answered(REHOME_SECONDS)
+        answer = running.ask_until_answered(REHOME_SECONDS)
         record_property("rehomed_seconds", round(time.monotonic() - lost, 2))
+        assert answer["path"] == found["path"]
         assert not carrier.is_alive
