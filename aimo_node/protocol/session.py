@@ -129,9 +129,10 @@ class Session:
                     self._on_hello(frame, events)
                 else:
                     handlers[type(frame)](frame, events, now)
-                if self.closed:
+                if self.state is LinkState.CLOSED:
                     return events
-            self._check_overflow()
+            if self._outbox.overflowed:
+                self._check_overflow()
         except RemoteProtocolError as error:
             self._close(error.close_code, str(error), events)
         return events
@@ -282,8 +283,8 @@ class Session:
 
     def _on_announcement(self, frame: Announcement, events: list[Event], _now: float) -> None:
         """What is said in a role the peer may not act in is not heard."""
-        needed = _ROLE_TO_SAY.get(type(frame), Role.NONE)
-        if needed in self.rights:
+        needed = _ROLE_TO_SAY.get(type(frame))
+        if needed is None or needed in self.rights:
             events.append(frame)
 
     def _on_second_hello(self, _frame: Hello, _events: list[Event], _now: float) -> None:
