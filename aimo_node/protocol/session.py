@@ -129,7 +129,7 @@ class Session:
                     self._on_hello(frame, events)
                 else:
                     handlers[type(frame)](frame, events, now)
-                if self.state is LinkState.CLOSED:
+                if self.closed:
                     return events
             if self._outbox.overflowed:
                 self._check_overflow()
