@@ -153,6 +153,7 @@ class Link:
         self.is_lost = False
         """Whether it ended without a GoAway from either side."""
         self._ended_by_peer = False
+        self._is_over = False
         self._observer = observer
         self._handler = handler
         self._is_needed = is_needed
@@ -269,9 +270,10 @@ class Link:
 
     def _flush_now(self) -> None:
         """There is output, probably alone: waking the writer for it costs more than writing it."""
-        if not self._output.occupied:
+        if self._output.task is None:
             return
-        data = self.session.take_output()
+        outbox = self.session.outbox
+        data = outbox.take()
         try:
             if data and not self.stream.write_nowait(data):
                 self._unwritten = data
@@ -279,7 +281,7 @@ class Link:
             self._lose(str(error))
         else:
             self.bytes_out += len(data)
-        if self._unwritten or self.session.has_output:
+        if self._unwritten or outbox:
             self._output.wake()
 
     async def _read_loop(self) -> None:
@@ -295,7 +297,7 @@ class Link:
         session = self.session
         self.bytes_in += len(data)
         self._handle(session.receive_data(data, self._now()))
-        if session.has_output:
+        if session.outbox:
             self._flush_now()
         return not session.closed
 
@@ -363,12 +365,10 @@ class Link:
                 exchange = exchanges.get(event.request_id)
                 if exchange is not None:
                     exchange.put(event)
-            else:
+            elif not self._is_over:  # as an event before it in the same bytes may have made it
                 self._handle_rare(event)
 
     def _handle_rare(self, event: Event) -> None:
-        if self.closed.is_set():
-            return  # an event before it in the same bytes ended the link
         match event:
             case Heartbeat() | Descriptor() | Directory() | Subscribe() | Receipt():
                 self._observer.announced(self, event)
@@ -446,8 +446,9 @@ class Link:
 
     def _end(self, message: str) -> None:
         """Fail what still runs; idempotent."""
-        if self.closed.is_set():
+        if self._is_over:
             return
+        self._is_over = True
         self.closed.set()
         self.settled.set()
         self.welcome.set()

@@ -79,7 +79,9 @@ class YamuxStream(IMuxedStream):  # type: ignore[misc]
         while not self._chunks:
             self._check_for_end()
             await self._wait_for_bytes()
-        return self._take_up_to(-1 if n is None else n)
+        data = self._take(-1 if n is None else n)
+        self.muxed_conn.note_read(self, len(data))
+        return data
 
     async def deliver(self, sink: Callable[[bytes], bool]) -> None:
         """Hand everything that arrives to `sink` at once, in the task that reads the connection:
@@ -110,10 +112,13 @@ class YamuxStream(IMuxedStream):  # type: ignore[misc]
     def hand_over(self) -> None:
         """Give the sink what came with a burst; the connection calls it once all is parsed."""
         delivery = self._delivery
-        if delivery is None or not delivery.wants_more or not self._chunks:
+        chunks = self._chunks
+        if delivery is None or not delivery.wants_more or not chunks:
             return
+        data = chunks.popleft() if len(chunks) == 1 else self._take(-1)
+        self.muxed_conn.note_read(self, len(data))
         try:
-            delivery.wants_more = delivery.sink(self._take_up_to(-1))
+            delivery.wants_more = delivery.sink(data)
         except Exception as error:  # noqa: BLE001 (for the task in `deliver`: the stream's, not ours)
             delivery.wants_more, delivery.error = False, error
         if not delivery.wants_more:
@@ -124,11 +129,6 @@ class YamuxStream(IMuxedStream):  # type: ignore[misc]
             raise MuxedStreamEOF("the peer has finished")
         if self.was_reset:
             raise MuxedStreamReset("the stream was reset")
-
-    def _take_up_to(self, count: int) -> bytes:
-        data = self._take(count)
-        self.muxed_conn.note_read(self, len(data))
-        return data
 
     async def _wait_for_bytes(self) -> None:
         if self._reader is not None:
