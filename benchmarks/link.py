@@ -31,6 +31,7 @@ from benchmarks.comparing import HEADER, Compared, Row, compare
 from benchmarks.link_child import BODY_BYTES, ECHO_PROTOCOL, POUR_PROTOCOL
 from benchmarks.link_near import BULK_REQUESTS, Near, memory_of_links, near_node
 from benchmarks.machine import describe_machine
+from benchmarks.processes import collect_as_a_node
 
 SECONDS_MAX: Final = 60.0
 LINKS: Final = 100
@@ -102,6 +103,7 @@ async def link_rows(folder: Path, rounds: int) -> list[Row]:
     with far_end(folder, 1) as (pid, (address,)), cores_apart(pid):
         async with near_node(folder, "near", address) as near:
             await near.network.connect(near.far)
+            collect_as_a_node()
             rows = [
                 *await lone_rows(near, rounds, pid),
                 await chunks_row(near, rounds // 10, pid),

@@ -24,6 +24,7 @@ from aimo_node.ports.peer_network import IncomingRequest
 from aimo_node.protocol.frames import Receipt
 from aimo_node.protocol.handshake import Admission
 from aimo_node.protocol.session import Announcement
+from benchmarks.processes import collect_as_a_node
 
 LISTEN: Final = ["/ip4/127.0.0.1/tcp/0"]
 ECHO_PROTOCOL: Final = "/aimo/bench/echo/1"
@@ -92,6 +93,7 @@ async def main(folder: Path, count: int) -> None:
             host.serve(POUR_PROTOCOL, pour)
             nursery.start_soon(network.run, host)
             addresses.append(host.addresses()[0])
+        collect_as_a_node()
         print(json.dumps(addresses), flush=True)
         await trio.sleep_forever()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -14,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+
+from aimo_node.assembly.node import GC_THRESHOLD
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 _CPUCLOCK_SCHED = 2
@@ -38,6 +41,13 @@ def used(pid: int) -> Used:
 def cpu_seconds(pid: int) -> float:
     """User and system time of one process, finer than the ticks in /proc: `clock_getcpuclockid`."""
     return time.clock_gettime((~pid << 3) | _CPUCLOCK_SCHED)
+
+
+def collect_as_a_node() -> None:
+    """Collect garbage from now on as a node does once it is ready."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD)
 
 
 class NodeProcess:
