@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -29,14 +28,11 @@ from aimo_node.telemetry.logs import configure_logging
 from benchmarks import circuit
 from benchmarks.comparing import HEADER, Compared, Row, compare
 from benchmarks.link_child import BODY_BYTES, ECHO_PROTOCOL, POUR_PROTOCOL
-from benchmarks.link_near import BULK_REQUESTS, Near, memory_of_links, near_node
+from benchmarks.link_near import BULK_REQUESTS, Near, near_node
 from benchmarks.machine import describe_machine
-from benchmarks.processes import collect_as_a_node
+from benchmarks.processes import collect_as_a_node, far_end
 
 SECONDS_MAX: Final = 60.0
-LINKS: Final = 100
-WARM_UPS: Final = 4
-"""Links made before memory is measured: the first ones load what all share."""
 TRIPS: Final = 40
 """Round trips in a row, before it is the other way's turn."""
 CHUNKS: Final = 64_000
@@ -49,19 +45,6 @@ BULK_MEGABYTES_PER_SECOND_MIN: Final = 100
 DIAL_MILLISECONDS_MAX: Final = 15
 CIRCUIT_MEGABYTES_PER_SECOND_MIN: Final = 20
 LINKS_MEGABYTES_MAX: Final = 10
-
-
-@contextmanager
-def far_end(folder: Path, count: int) -> Iterator[tuple[int, list[str]]]:
-    """A process with `count` nodes: its pid and their addresses."""
-    command = [sys.executable, "-m", "benchmarks.link_child", str(folder), str(count)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield process.pid, json.loads(process.stdout.readline())
-    finally:
-        process.kill()
-        process.wait()
 
 
 @contextmanager
@@ -80,21 +63,26 @@ def cores_apart(pid: int) -> Iterator[None]:
 
 
 async def memory_row(folder: Path) -> Row:
-    """What 100 links keep resident here, the requests they have carried included."""
-    with far_end(folder, 2 * LINKS + WARM_UPS) as (_, addresses):
-        async with near_node(folder, "near-memory", addresses[0]) as near:
-            seen = await memory_of_links(near, addresses, LINKS)
+    """What 100 links keep resident."""
+    seen = {}
+    for way in ("dialled", "accepted"):
+        (folder / way).mkdir()
+        command = [sys.executable, "-m", "benchmarks.link_memory", way, str(folder / way)]
+        done = await trio.run_process(command, capture_stdout=True)
+        seen[way] = json.loads(done.stdout)
+    bare, idle, used = (seen["dialled"][name] for name in ("bare", "idle", "used"))
+    came_in = seen["accepted"]["idle"]
     return Row(
-        f"{LINKS} links to as many nodes, MB",
+        "100 links to as many nodes, MB",
         f"≤ {LINKS_MEGABYTES_MAX}",
-        seen.used,
+        used,
         "as many bare connections, a stream on each",
-        seen.bare,
-        seen.used / seen.bare,
+        bare,
+        used / bare,
         "",
-        passed=max(seen.idle, seen.used) <= LINKS_MEGABYTES_MAX,
-        note=f"resident memory of the process that dialled: {seen.idle:.1f} MB after the Hellos, "
-        f"{seen.used:.1f} MB after a request over each",
+        passed=max(idle, used, came_in) <= LINKS_MEGABYTES_MAX,
+        note=f"resident memory of the process that dialled: {idle:.1f} MB after the Hellos, "
+        f"{used:.1f} MB after a request over each; {came_in:.1f} MB where the others dialled",
     )
 
 
@@ -231,11 +219,10 @@ def _cpu(seen: Compared, units: int, scale: float, unit: str) -> str:
 
 
 async def measure(folder: Path, rounds: int) -> list[Row]:
-    """All rows. Memory first: what was freed before would hide what is taken."""
+    """All rows."""
     with trio.fail_after(SECONDS_MAX):
-        memory = await memory_row(folder)
         rows = await link_rows(folder, rounds)
-        return [*rows, await circuit_row(folder, rounds // 10), memory]
+        return [*rows, await circuit_row(folder, rounds // 10), await memory_row(folder)]
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ import trio
 
 from aimo_node.domain.answer import Finish, Usage
 from aimo_node.domain.ids import ContentType, FinishReason, Role
+from aimo_node.domain.join import peer_of_address
 from aimo_node.mesh.host import HostLimits, MeshHost
 from aimo_node.mesh.identity import load_identity
 from aimo_node.mesh.link import Link
@@ -79,8 +80,8 @@ async def pour(stream: LinkStream) -> None:
             left -= min(left, len(BLOCK))
 
 
-async def main(folder: Path, count: int) -> None:
-    """Run `count` nodes and print their addresses."""
+async def main(folder: Path, count: int, near: str = "") -> None:
+    """Run `count` nodes and print their addresses; have each link to `near`, if that is named."""
     async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
         addresses = []
         for number in range(count):
@@ -92,6 +93,10 @@ async def main(folder: Path, count: int) -> None:
             host.serve(ECHO_PROTOCOL, echo)
             host.serve(POUR_PROTOCOL, pour)
             nursery.start_soon(network.run, host)
+            if near:
+                await network.running.wait()
+                network.remember(peer_of_address(near), [near])
+                await network.connect(peer_of_address(near))
             addresses.append(host.addresses()[0])
         collect_as_a_node()
         print(json.dumps(addresses), flush=True)
@@ -99,4 +104,4 @@ async def main(folder: Path, count: int) -> None:
 
 
 if __name__ == "__main__":
-    trio.run(main, Path(sys.argv[1]), int(sys.argv[2]))
+    trio.run(main, Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import os
 import statistics
 import time
 import uuid
@@ -30,7 +28,6 @@ from aimo_node.protocol.frames import Receipt
 from aimo_node.protocol.handshake import Admission
 from aimo_node.protocol.session import Announcement
 from benchmarks.link_child import BODY_BYTES, ECHO_PROTOCOL, POUR_ORDER
-from benchmarks.processes import used
 
 LONE_BYTES: Final = 200
 STREAMS: Final = 32
@@ -178,56 +175,20 @@ class Near:
 
 
 @asynccontextmanager
-async def near_node(folder: Path, name: str, address: str) -> AsyncIterator[Near]:
-    """A node that dials and does not listen."""
+async def near_node(
+    folder: Path, name: str, address: str, listen: Sequence[str] = ()
+) -> AsyncIterator[Near]:
+    """A node that dials, and listens if it is told where."""
     identity = load_identity(folder / f"{name}.pem")
     network = MeshNetwork(Admission(identity.peer_id, None, Role.EDGE))
     answered = Answered()
     network.add_observer(answered)
-    host = MeshHost(identity, [], limits=HostLimits(), on_stream=network.accept)
+    host = MeshHost(identity, listen, limits=HostLimits(), on_stream=network.accept)
     async with host, trio.open_nursery() as nursery:
         nursery.start_soon(network.run, host)
         await network.running.wait()
-        network.remember(peer_of_address(address), [address])
+        if address:
+            network.remember(peer_of_address(address), [address])
         yield Near(host, network, answered, address)
         await network.close()
         nursery.cancel_scope.cancel()
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Megabytes that this process grew by."""
-
-    bare: float
-    idle: float
-    used: float
-
-
-async def memory_of_links(near: Near, addresses: Sequence[str], count: int) -> Memory:
-    """`count` bare connections to as many nodes, then as many links to others, then a request over
-    each of these."""
-    warm_up, rest = addresses[: -2 * count], addresses[-2 * count :]
-    for address in warm_up:
-        await _request_of(near, address)
-    start = _resident()
-    for address in rest[:count]:
-        await near.host.dial(peer_of_address(address), [address], protocol=ECHO_PROTOCOL)
-    bare = _resident() - start
-    start = _resident()
-    for address in rest[count:]:
-        near.network.remember(peer_of_address(address), [address])
-        await near.network.connect(peer_of_address(address))
-    idle = _resident() - start
-    for address in rest[count:]:
-        await _request_of(near, address)
-    return Memory(bare, idle, _resident() - start)
-
-
-async def _request_of(near: Near, address: str) -> None:
-    near.network.remember(peer_of_address(address), [address])
-    await Near(near.host, near.network, near.answered, address).ask(b"1")
-
-
-def _resident() -> float:
-    gc.collect()
-    return used(os.getpid()).memory_mb

@@ -11,7 +11,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -48,6 +49,26 @@ def collect_as_a_node() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD)
+
+
+@contextmanager
+def far_end(folder: Path, count: int) -> Iterator[tuple[int, list[str]]]:
+    """A process with `count` nodes: its pid and their addresses."""
+    with far_process(folder, count) as process:
+        assert process.stdout is not None
+        yield process.pid, json.loads(process.stdout.readline())
+
+
+@contextmanager
+def far_process(folder: Path, count: int, *near: str) -> Iterator[subprocess.Popen[str]]:
+    """A process with `count` nodes, which link to `near` if that is named."""
+    command = [sys.executable, "-m", "benchmarks.link_child", str(folder), str(count), *near]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 class NodeProcess:
