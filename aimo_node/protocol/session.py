@@ -211,7 +211,7 @@ class Session:
     def measure(self, now: float) -> None:
         """Send a Ping though none is due: its answer is a first round trip."""
         if self.state in _TALKING:
-            self._outbox.put_control(codec.encode(Ping(self._liveness.measure(now))))
+            self.outbox.put_control(codec.encode(Ping(self._liveness.measure(now))))
 
     def announce(self, frame: Announcement) -> None:
         """Send a frame that stands alone; dropped unless the link is open.
