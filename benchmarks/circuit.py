@@ -15,8 +15,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,23 +125,36 @@ async def pour(stream: LinkStream, megabytes: int) -> float:
 
 async def run(folder: Path, rounds: int, megabytes: int) -> None:
     """Both ways, one after the other."""
+    with triangle(folder) as (pids, relay, far):
+        async with near_end(folder, "near", relay) as near:
+            for way, address in (("circuit", far[-1]), ("direct", far[0])):
+                print(f"{way:8} {await near.measure(address, rounds, megabytes, pids)}")
+
+
+@contextmanager
+def triangle(folder: Path) -> Iterator[tuple[tuple[int, int], str, list[str]]]:
+    """A relay and a far end: their pids, the relay's address, the far end's, its circuit last."""
     with (
         child("relay", folder) as (relay_pid, (relay, *_)),
         child("far", folder, relay) as (far_pid, addresses),
     ):
-        identity = load_identity(folder / "near.pem")
-        network = MeshNetwork(Admission(identity.peer_id, None, Role.EDGE))
-        host = MeshHost(identity, [], limits=HostLimits(), on_stream=network.accept)
-        circuits = Circuits(host, network, [], changed=lambda: None, reservations_max=0)
-        async with host, trio.open_nursery() as nursery:
-            nursery.start_soon(network.run, host)
-            await network.running.wait()
-            network.remember(peer_of_address(relay), [relay])
-            await network.connect(peer_of_address(relay))
-            near = Near(host, circuits, (relay_pid, far_pid))
-            for way, address in (("circuit", addresses[-1]), ("direct", addresses[0])):
-                print(f"{way:8} {await near.measure(address, rounds, megabytes)}")
-            nursery.cancel_scope.cancel()
+        yield (relay_pid, far_pid), relay, addresses
+
+
+@asynccontextmanager
+async def near_end(folder: Path, name: str, relay: str) -> AsyncIterator[Near]:
+    """A node of this process that has a link to the relay."""
+    identity = load_identity(folder / f"{name}.pem")
+    network = MeshNetwork(Admission(identity.peer_id, None, Role.EDGE))
+    host = MeshHost(identity, [], limits=HostLimits(), on_stream=network.accept)
+    circuits = Circuits(host, network, [], changed=lambda: None, reservations_max=0)
+    async with host, trio.open_nursery() as nursery:
+        nursery.start_soon(network.run, host)
+        await network.running.wait()
+        network.remember(peer_of_address(relay), [relay])
+        await network.connect(peer_of_address(relay))
+        yield Near(host, circuits)
+        nursery.cancel_scope.cancel()
 
 
 @dataclass(frozen=True)
@@ -150,33 +163,34 @@ class Near:
 
     host: MeshHost
     circuits: Circuits
-    pids: tuple[int, int]
 
-    async def measure(self, address: str, rounds: int, megabytes: int) -> str:
-        """One way, in words."""
+    async def open(self, address: str) -> LinkStream:
+        """A stream to the far end, over the connection there is or a new one to `address`."""
         far = PeerId(address.rpartition("/p2p/")[2])
+        if far in self.host.connected_peers() or "/p2p-circuit/" not in address:
+            return await self.host.dial(far, [address])
+        ((relay, places),) = relays_in([address], far).items()
+        return await self.circuits.dial(far, relay, places)
+
+    async def measure(
+        self, address: str, rounds: int, megabytes: int, pids: tuple[int, int]
+    ) -> str:
+        """One way, in words."""
         started = time.perf_counter()
-        stream = await _open(self.host, self.circuits, far, address)
+        stream = await self.open(address)
         dial_ms = (time.perf_counter() - started) * 1e3
         trip = statistics.median(await measure(stream, rounds))
-        before = [used(pid).cpu_seconds for pid in self.pids]
-        speed = await pour(await _open(self.host, self.circuits, far, address), megabytes)
+        before = [used(pid).cpu_seconds for pid in pids]
+        speed = await pour(await self.open(address), megabytes)
         relay_cpu, far_cpu = (
             (used(pid).cpu_seconds - cpu) * 1e3 / megabytes
-            for pid, cpu in zip(self.pids, before, strict=True)
+            for pid, cpu in zip(pids, before, strict=True)
         )
-        await self.host.disconnect(far)
+        await self.host.disconnect(PeerId(address.rpartition("/p2p/")[2]))
         return (
             f"dial {dial_ms:6.1f} ms   round trip p50 {trip:6.0f} µs   {speed:6.1f} MB/s   "
             f"CPU ms per MB: relay {relay_cpu:.1f}, far end {far_cpu:.1f}"
         )
-
-
-async def _open(host: MeshHost, circuits: Circuits, far: PeerId, address: str) -> LinkStream:
-    if far in host.connected_peers() or "/p2p-circuit/" not in address:
-        return await host.dial(far, [address])
-    ((relay, places),) = relays_in([address], far).items()
-    return await circuits.dial(far, relay, places)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -10,13 +11,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-_TICKS = os.sysconf("SC_CLK_TCK")
+from aimo_node.assembly.node import GC_THRESHOLD
+
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+_CPUCLOCK_SCHED = 2
+"""Linux: which clock of a process is meant, in the lowest bits of its clock id."""
 READY_SECONDS = 60.0
 
 
@@ -30,8 +35,40 @@ class Used:
 
 def used(pid: int) -> Used:
     """What a process has used so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return Used((int(fields[11]) + int(fields[12])) / _TICKS, int(fields[21]) * _PAGE / 1e6)
+    fields = Path(f"/proc/{pid}/statm").read_text().split()
+    return Used(cpu_seconds(pid), int(fields[1]) * _PAGE / 1e6)
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of one process, finer than the ticks in /proc: `clock_getcpuclockid`."""
+    return time.clock_gettime((~pid << 3) | _CPUCLOCK_SCHED)
+
+
+def collect_as_a_node() -> None:
+    """Collect garbage from now on as a node does once it is ready."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD)
+
+
+@contextmanager
+def far_end(folder: Path, count: int) -> Iterator[tuple[int, list[str]]]:
+    """A process with `count` nodes: its pid and their addresses."""
+    with far_process(folder, count) as process:
+        assert process.stdout is not None
+        yield process.pid, json.loads(process.stdout.readline())
+
+
+@contextmanager
+def far_process(folder: Path, count: int, *near: str) -> Iterator[subprocess.Popen[str]]:
+    """A process with `count` nodes, which link to `near` if that is named."""
+    command = [sys.executable, "-m", "benchmarks.link_child", str(folder), str(count), *near]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 class NodeProcess:

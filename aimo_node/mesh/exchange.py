@@ -43,32 +43,28 @@ class Carrier(Protocol):
 class Parking:
     """Where one task waits to be woken; cheaper than an Event for each token."""
 
-    __slots__ = ("_task",)
+    __slots__ = ("task",)
 
     def __init__(self) -> None:
-        self._task: Task | None = None
-
-    @property
-    def occupied(self) -> bool:
-        """Whether a task waits."""
-        return self._task is not None
+        self.task: Task | None = None
+        """The one that waits, if one does."""
 
     async def wait(self) -> None:
         """Sleep until `wake`. Only one task may wait: a second one gets a BusyResourceError."""
-        if self._task is not None:
+        if self.task is not None:
             raise trio.BusyResourceError("another task waits here")
-        self._task = current_task()
+        self.task = current_task()
         await wait_task_rescheduled(self._abort)
 
     def _abort(self, _raise_cancel: object) -> Abort:
-        self._task = None
+        self.task = None
         return Abort.SUCCEEDED
 
     def wake(self) -> None:
         """Let the waiting task run, if one waits."""
-        task = self._task
+        task = self.task
         if task is not None:
-            self._task = None
+            self.task = None
             reschedule(task)
 
 

@@ -1,7 +1,8 @@
 """One link: a protocol session on one byte stream, with its reader, writer and timer.
 
-Reader and writer are never cancelled while the link lives: libp2p loses bytes or the whole
-connection when a read or write is cancelled half-way.
+What arrives is dealt with in the task that reads the connection, and a lone frame is written by
+whoever has it: a task that is woken for either costs as much as all the rest. The writer takes what
+gathers. It and the reader, which waits for the end, are not cancelled while the link lives.
 """
 
 from __future__ import annotations
@@ -49,8 +50,6 @@ from aimo_node.protocol.session import Announcement, Session
 log = structlog.get_logger()
 
 READ_BYTES: Final = 65_536
-READS_PER_TURN: Final = 16
-"""A read that finds data does not yield; after so many the other tasks get their turn."""
 CLOSE_SECONDS: Final = 1.0
 """How long the last GoAway may take."""
 LINGER_SECONDS: Final = 0.5
@@ -72,6 +71,11 @@ class ByteStream(Protocol):
 
     async def read(self, max_bytes: int = READ_BYTES) -> bytes:
         """What has arrived; empty at the end. Raises NetworkError."""
+
+    async def deliver(self, sink: Callable[[bytes], bool]) -> None:
+        """Hand what arrives to `sink`, in whatever task has it, until that returns false or at the
+        end. Whoever is cancelled here loses nothing. Raises NetworkError, and what `sink` raises.
+        """
 
     async def write(self, data: bytes) -> None:
         """Write all of `data`. Raises NetworkError."""
@@ -149,6 +153,7 @@ class Link:
         self.is_lost = False
         """Whether it ended without a GoAway from either side."""
         self._ended_by_peer = False
+        self._is_over = False
         self._observer = observer
         self._handler = handler
         self._is_needed = is_needed
@@ -157,6 +162,7 @@ class Link:
         self._output = Parking()
         self._unwritten = b""
         self._nursery: trio.Nursery | None = None
+        self._now = trio.lowlevel.current_clock().current_time
         self.bytes_in = 0
         self.bytes_out = 0
 
@@ -264,9 +270,10 @@ class Link:
 
     def _flush_now(self) -> None:
         """There is output, probably alone: waking the writer for it costs more than writing it."""
-        if not self._output.occupied:
+        if self._output.task is None:
             return
-        data = self.session.take_output()
+        outbox = self.session.outbox
+        data = outbox.take()
         try:
             if data and not self.stream.write_nowait(data):
                 self._unwritten = data
@@ -274,28 +281,25 @@ class Link:
             self._lose(str(error))
         else:
             self.bytes_out += len(data)
-        if self._unwritten or self.session.has_output or self.session.closed:
+        if self._unwritten or outbox:
             self._output.wake()
 
     async def _read_loop(self) -> None:
-        session, stream = self.session, self.stream
-        reads = 0
-        while not session.closed:
-            try:
-                data = await stream.read(READ_BYTES)
-            except NetworkError as error:
-                self._lose(str(error))
-                return
-            if not data:
-                self._lose("the peer closed the connection")
-                return
-            self.bytes_in += len(data)
-            self._handle(session.receive_data(data, trio.current_time()))
-            if session.has_output:
-                self._flush_now()
-            reads += 1
-            if not reads % READS_PER_TURN:
-                await trio.lowlevel.checkpoint()
+        try:
+            await self.stream.deliver(self._take_in)
+        except NetworkError as error:
+            self._lose(str(error))
+            return
+        self._lose("the peer closed the connection")
+
+    def _take_in(self, data: bytes) -> bool:
+        """What arrived, in the task that reads the connection; whether to go on."""
+        session = self.session
+        self.bytes_in += len(data)
+        self._handle(session.receive_data(data, self._now()))
+        if session.outbox:
+            self._flush_now()
+        return not session.closed
 
     async def _write_until_closed(self, life: trio.CancelScope) -> None:
         """The reader may wait for a peer that will never speak again: end with the last write."""
@@ -361,13 +365,13 @@ class Link:
                 exchange = exchanges.get(event.request_id)
                 if exchange is not None:
                     exchange.put(event)
-            else:
+            elif not self._is_over:  # as an event before it in the same bytes may have made it
                 self._handle_rare(event)
 
     def _handle_rare(self, event: Event) -> None:
-        if self.closed.is_set():
-            return  # an event before it in the same bytes ended the link
         match event:
+            case Heartbeat() | Descriptor() | Directory() | Subscribe() | Receipt():
+                self._observer.announced(self, event)
             case RequestReceived():
                 self._serve(event)
             case RequestFailed():
@@ -384,8 +388,6 @@ class Link:
                 self._end(event.message)
             case PeerSuspect() | PeerRecovered() | PeerDraining():
                 self._observer.link_changed(self)
-            case Heartbeat() | Descriptor() | Directory() | Subscribe() | Receipt():
-                self._observer.announced(self, event)
             case _:
                 return
 
@@ -439,13 +441,14 @@ class Link:
 
     def _lose(self, message: str) -> None:
         """The connection is gone."""
-        self.is_lost = not self.session.closed
+        self.is_lost |= not self.session.closed
         self._handle(self.session.connection_lost(message))
 
     def _end(self, message: str) -> None:
         """Fail what still runs; idempotent."""
-        if self.closed.is_set():
+        if self._is_over:
             return
+        self._is_over = True
         self.closed.set()
         self.settled.set()
         self.welcome.set()

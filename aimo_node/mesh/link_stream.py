@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import trio
@@ -65,6 +66,23 @@ class LinkStream:
             return await self._stream.read(max_bytes)
         except MuxedStreamEOF:
             return b""
+        except MuxedStreamError as error:
+            raise NetworkError(f"the stream to {self.peer} broke off") from error
+
+    async def deliver(self, sink: Callable[[bytes], bool]) -> None:
+        """Hand what arrives to `sink`, in whatever task has it, until `sink` returns false or the
+        peer has finished. Whoever is cancelled here loses nothing.
+
+        Args:
+            sink: must not block. What it raises is raised here.
+
+        Raises:
+            NetworkError: the same as for `read`.
+        """
+        try:
+            await self._stream.deliver(sink)
+        except MuxedStreamEOF:
+            return
         except MuxedStreamError as error:
             raise NetworkError(f"the stream to {self.peer} broke off") from error
 

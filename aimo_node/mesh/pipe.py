@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -51,6 +52,11 @@ class PipeEnd:
         del channel.data[:max_bytes]
         channel.waiting.unpark_all()
         return data
+
+    async def deliver(self, sink: Callable[[bytes], bool]) -> None:
+        """Hand what arrives to `sink`, until that returns false or at the end."""
+        while (data := await self.read()) and sink(data):
+            pass
 
     async def write(self, data: bytes) -> None:
         """Write all of `data`; waits while the other side does not read. Not always a checkpoint.

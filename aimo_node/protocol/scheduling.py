@@ -109,6 +109,13 @@ class Outbox:
         """The next write; empty if nothing waits."""
         if self._tail:
             return self._cut([])
+        if len(self._turns) == 1 and not self._control:
+            frames = self._lanes[self._turns[0]].frames
+            if len(frames) == 1 and len(frames[0]) <= limits.WRITE_BYTES_MAX:
+                self._turns.clear()
+                self._lanes.clear()
+                self._queued_bytes = 0
+                return frames[0]  # alone: nothing to join, and nobody to share with
         out: list[bytes] = []
         room = self._take_control(out)
         if room > 0:

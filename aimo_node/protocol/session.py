@@ -76,12 +76,13 @@ class Session:
         self._admission = admission
         self._remote = remote
         self._reader = codec.FrameReader(limits.HELLO_BYTES_MAX)
-        self._outbox = Outbox()
+        self.outbox = Outbox()
+        """What waits to be written; true if there is anything."""
         self._liveness = Liveness(now)
         self._hello_deadline = now + limits.HELLO_SECONDS
         budget = WindowBudget()
-        self.asking = Asking(self._outbox, budget)
-        self.answering = Answering(self._outbox, budget)
+        self.asking = Asking(self.outbox, budget)
+        self.answering = Answering(self.outbox, budget)
         self.state = LinkState.HELLO
         self.remote_draining = False
         self.draining = False
@@ -91,7 +92,7 @@ class Session:
         """The roles the peer may act in: none before its Hello was accepted, none once its proof
         has ended."""
         self._handlers: dict[type[Frame], _Handler] = self._handler_table()
-        self._outbox.put_control(codec.encode(admission.hello_to(remote)))
+        self.outbox.put_control(codec.encode(admission.hello_to(remote)))
 
     def _handler_table(self) -> dict[type[Frame], _Handler]:
         asking, answering = self.asking, self.answering
@@ -131,19 +132,20 @@ class Session:
                     handlers[type(frame)](frame, events, now)
                 if self.closed:
                     return events
-            self._check_overflow()
+            if self.outbox.overflowed:
+                self._check_overflow()
         except RemoteProtocolError as error:
             self._close(error.close_code, str(error), events)
         return events
 
     def take_output(self) -> bytes:
         """The next write, at most `WRITE_BYTES_MAX` bytes; empty if there is none."""
-        return self._outbox.take()
+        return self.outbox.take()
 
     @property
     def has_output(self) -> bool:
         """Whether `take_output` has something."""
-        return bool(self._outbox)
+        return bool(self.outbox)
 
     @property
     def closed(self) -> bool:
@@ -153,7 +155,7 @@ class Session:
     @property
     def busy(self) -> bool:
         """Whether a request is running in either direction, or its last frames wait to be taken."""
-        return bool(self.asking.requests or self.answering.requests or self._outbox.busy)
+        return bool(self.asking.requests or self.answering.requests or self.outbox.busy)
 
     @property
     def suspect(self) -> bool:
@@ -171,7 +173,7 @@ class Session:
             return _NEVER
         if self.state is LinkState.HELLO:
             return self._hello_deadline
-        if self._outbox.overflowed:
+        if self.outbox.overflowed:
             return _AT_ONCE
         return self._liveness.next_deadline()
 
@@ -195,7 +197,7 @@ class Session:
             return events
         nonce = self._liveness.ping_due(now)
         if nonce is not None:
-            self._outbox.put_control(codec.encode(Ping(nonce)))
+            self.outbox.put_control(codec.encode(Ping(nonce)))
         if self._liveness.turned_suspect(now):
             events.append(PeerSuspect())
         return events
@@ -204,12 +206,12 @@ class Session:
         """Send a Ping though none is due; `ProbeAnswered` says that the peer admits us, too."""
         if self.state in _TALKING:
             self._is_probing = True
-            self._outbox.put_control(codec.encode(Ping(self._liveness.ping(now))))
+            self.outbox.put_control(codec.encode(Ping(self._liveness.ping(now))))
 
     def measure(self, now: float) -> None:
         """Send a Ping though none is due: its answer is a first round trip."""
         if self.state in _TALKING:
-            self._outbox.put_control(codec.encode(Ping(self._liveness.measure(now))))
+            self.outbox.put_control(codec.encode(Ping(self._liveness.measure(now))))
 
     def announce(self, frame: Announcement) -> None:
         """Send a frame that stands alone; dropped unless the link is open.
@@ -222,7 +224,7 @@ class Session:
         data = codec.encode(frame)
         if len(data) > limits.FRAME_BYTES_MAX:
             raise LocalProtocolError(f"a {type(frame).__name__} of {len(data)} bytes is too large")
-        self._outbox.put_announcement(data)
+        self.outbox.put_announcement(data)
 
     def readmit(self, hello: Hello) -> None:
         """Judge the peer by another Hello from now on: it has shown a new proof.
@@ -248,7 +250,7 @@ class Session:
 
     def _say_draining(self) -> None:
         self.state = LinkState.DRAINING
-        self._outbox.put_control(codec.encode(GoAway(int(CloseCode.Draining), "draining")))
+        self.outbox.put_control(codec.encode(GoAway(int(CloseCode.Draining), "draining")))
 
     def close(self, code: CloseCode = CloseCode.Normal, message: str = "") -> list[Event]:
         """End the link; a GoAway is the last output."""
@@ -262,7 +264,7 @@ class Session:
         if self.state is LinkState.CLOSED:
             return []
         self._end()
-        self._outbox.drop_tail()
+        self.outbox.drop_tail()
         return [LinkClosed(CloseCode.Normal, message, by_peer=True)]
 
     def _on_hello(self, frame: Frame, events: list[Event]) -> None:
@@ -282,8 +284,8 @@ class Session:
 
     def _on_announcement(self, frame: Announcement, events: list[Event], _now: float) -> None:
         """What is said in a role the peer may not act in is not heard."""
-        needed = _ROLE_TO_SAY.get(type(frame), Role.NONE)
-        if needed in self.rights:
+        needed = _ROLE_TO_SAY.get(type(frame))
+        if needed is None or needed in self.rights:
             events.append(frame)
 
     def _on_second_hello(self, _frame: Hello, _events: list[Event], _now: float) -> None:
@@ -303,7 +305,7 @@ class Session:
             self.asking.on_credit(frame)
 
     def _on_ping(self, frame: Ping, _events: list[Event], _now: float) -> None:
-        self._outbox.put_control(codec.encode(Pong(frame.nonce)))
+        self.outbox.put_control(codec.encode(Pong(frame.nonce)))
 
     def _on_pong(self, frame: Pong, events: list[Event], now: float) -> None:
         self._liveness.pong(frame.nonce, now)
@@ -328,12 +330,12 @@ class Session:
     def _close(self, code: CloseCode, message: str, events: list[Event]) -> None:
         self._end()
         text = message[: limits.MESSAGE_CHARS_MAX]
-        self._outbox.put_control(codec.encode(GoAway(int(code), text)))
+        self.outbox.put_control(codec.encode(GoAway(int(code), text)))
         events.append(LinkClosed(code, message, by_peer=False))
 
     def _check_overflow(self) -> None:
         """Local commands cannot raise what is the peer's fault: the next turn of the link does."""
-        if self._outbox.overflowed:
+        if self.outbox.overflowed:
             raise RemoteProtocolError("the peer does not read what it makes this node send")
 
     def _end(self) -> None:
@@ -341,4 +343,4 @@ class Session:
         self.state = LinkState.CLOSED
         self.asking.end_all()
         self.answering.end_all()
-        self._outbox.clear()
+        self.outbox.clear()

@@ -229,7 +229,7 @@ def test_a_cancel_overtakes_an_upload_of_8_mib_at_any_moment(writes: int) -> Non
         ends.to_edge()
         ends.to_provider()
     ends.edge.asking.cancel(rid)
-    tail = ends.edge._outbox._tail
+    tail = ends.edge.outbox._tail
     out = b"".join(drained(ends.edge))
     assert out.startswith(tail)
     assert [type(frame) for frame in decoded(out[len(tail) :])] in ([Cancel], [])

@@ -232,7 +232,7 @@ class Life(RuleBasedStateMachine):
             assert answering._uploads_bytes == sum(uploads)
             bodies = [s.assembly.size for s in asking.requests.values() if s.assembly]
             assert asking._bodies_bytes == sum(bodies)
-            check_outbox(session._outbox)
+            check_outbox(session.outbox)
             assert session.asking._budget is session.answering._budget
 
     @invariant()

@@ -83,6 +83,7 @@ class YamuxConnection(IMuxedConn):  # type: ignore[misc]
         self._arrivals, self._departures = trio.open_memory_channel[YamuxStream](
             limits.inbound_streams_max
         )
+        self._arrived: list[YamuxStream] = []
         self._unread_bytes = 0
         self._unread_bytes_max = UNREAD_BYTES_MAX
         self._unsent_replies = 0
@@ -187,6 +188,10 @@ class YamuxConnection(IMuxedConn):  # type: ignore[misc]
 
     # --- what streams tell -------------------------------------------------------------------
 
+    def note_arrived(self, stream: YamuxStream) -> None:
+        """Something came for a stream that wants it handed over."""
+        self._arrived.append(stream)
+
     def note_read(self, stream: YamuxStream, count: int) -> None:
         """`count` bytes of `stream` were read: give the peer credit when it is time."""
         if self._streams.get(stream.stream_id) is not stream:
@@ -247,6 +252,10 @@ class YamuxConnection(IMuxedConn):  # type: ignore[misc]
         while burst := await self._wire.receive():
             for plaintext in self._opener.open(burst):
                 self._parse(plaintext)
+            # Only now: what a burst holds for a stream is one piece, whatever its frames.
+            for stream in self._arrived:
+                stream.hand_over()
+            self._arrived.clear()
             if not self.outbox.is_blocked:
                 self._unsent_replies = 0
 

@@ -8,6 +8,7 @@ has the whole frame before anybody can be cancelled.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -25,6 +26,17 @@ from aimo_node.mesh.fixes.window_updates import ReceiveWindow
 
 if TYPE_CHECKING:
     from aimo_node.mesh.fixes.yamux_messages import YamuxConnection
+
+
+class Delivery:
+    """Somebody who has what arrives handed over, and what came of it."""
+
+    __slots__ = ("error", "sink", "wants_more")
+
+    def __init__(self, sink: Callable[[bytes], bool]) -> None:
+        self.sink = sink
+        self.wants_more = True
+        self.error: Exception | None = None
 
 
 class YamuxStream(IMuxedStream):  # type: ignore[misc]
@@ -47,6 +59,7 @@ class YamuxStream(IMuxedStream):  # type: ignore[misc]
         self._window = ReceiveWindow()
         self._credit = RECEIVE_WINDOW_BYTES
         self._reader: trio.lowlevel.Task | None = None
+        self._delivery: Delivery | None = None
         self._credit_waiter: trio.lowlevel.Task | None = None
         self._turn: trio.Lock | None = None
         self._discarding = False
@@ -64,21 +77,65 @@ class YamuxStream(IMuxedStream):  # type: ignore[misc]
         if n == 0:
             return b""
         while not self._chunks:
-            if self.peer_finished and not self._is_dropped:
-                raise MuxedStreamEOF("the peer has finished")
-            if self.was_reset:
-                raise MuxedStreamReset("the stream was reset")
+            self._check_for_end()
             await self._wait_for_bytes()
         data = self._take(-1 if n is None else n)
         self.muxed_conn.note_read(self, len(data))
         return data
+
+    async def deliver(self, sink: Callable[[bytes], bool]) -> None:
+        """Hand everything that arrives to `sink` at once, in the task that reads the connection:
+        that saves a task switch for each burst. Returns when `sink` wants no more.
+
+        Whoever is cancelled here loses nothing: what arrives afterwards can be read.
+
+        Raises:
+            MuxedStreamEOF: the peer has finished and everything was handed over.
+            MuxedStreamReset: the stream was reset, or the connection was lost.
+            Exception: what `sink` raised, which must not block.
+        """
+        if self._delivery is not None:
+            raise trio.BusyResourceError("another task is reading this stream")
+        delivery = self._delivery = Delivery(sink)
+        try:
+            while delivery.wants_more:
+                if self._chunks:
+                    self.hand_over()
+                    continue
+                self._check_for_end()
+                await self._wait_for_bytes()
+        finally:
+            self._delivery = None
+        if delivery.error is not None:
+            raise delivery.error
+
+    def hand_over(self) -> None:
+        """Give the sink what came with a burst; the connection calls it once all is parsed."""
+        delivery = self._delivery
+        chunks = self._chunks
+        if delivery is None or not delivery.wants_more or not chunks:
+            return
+        data = chunks.popleft() if len(chunks) == 1 else self._take(-1)
+        self.muxed_conn.note_read(self, len(data))
+        try:
+            delivery.wants_more = delivery.sink(data)
+        except Exception as error:  # noqa: BLE001 (for the task in `deliver`: the stream's, not ours)
+            delivery.wants_more, delivery.error = False, error
+        if not delivery.wants_more:
+            self._wake_reader()
+
+    def _check_for_end(self) -> None:
+        if self.peer_finished and not self._is_dropped:
+            raise MuxedStreamEOF("the peer has finished")
+        if self.was_reset:
+            raise MuxedStreamReset("the stream was reset")
 
     async def _wait_for_bytes(self) -> None:
         if self._reader is not None:
             raise trio.BusyResourceError("another task is reading this stream")
 
         def stop_waiting(_: object) -> trio.lowlevel.Abort:
-            self._reader = None
+            self._reader = self._delivery = None
             return trio.lowlevel.Abort.SUCCEEDED
 
         self._reader = trio.lowlevel.current_task()
@@ -201,7 +258,10 @@ class YamuxStream(IMuxedStream):  # type: ignore[misc]
         if self._discarding or self.was_reset or not payload:
             return 0
         self._chunks.append(payload)
-        self._wake_reader()
+        if self._delivery is None:
+            self._wake_reader()
+        elif len(self._chunks) == 1:
+            self.muxed_conn.note_arrived(self)
         return len(payload)
 
     def accepts(self, announced: int) -> bool:

@@ -29,7 +29,7 @@ def request(number: int, credit: int = limits.CREDIT_INITIAL_BYTES) -> Request:
 
 
 def queued(played: Played) -> int:
-    outbox = played.session._outbox
+    outbox = played.session.outbox
     return outbox._queued_bytes + outbox._control_bytes + len(outbox._tail)
 
 
@@ -166,7 +166,7 @@ def test_control_frames_nobody_reads_end_the_link_without_raising() -> None:
         played.session.asking.cancel(rid)
     assert queued(played) <= limits.CONTROL_BYTES_MAX
     assert not played.session.closed
-    played.session._outbox.overflowed = True
+    played.session.outbox.overflowed = True
     (event,) = played.hears(Ping(1))
     assert isinstance(event, LinkClosed)
     assert played.session.next_deadline() == float("inf")
@@ -174,7 +174,7 @@ def test_control_frames_nobody_reads_end_the_link_without_raising() -> None:
 
 def test_a_link_that_overflows_before_it_closes_queues_nothing_more() -> None:
     played = Played()
-    outbox = played.session._outbox
+    outbox = played.session.outbox
     outbox.put_control(bytes(limits.CONTROL_BYTES_MAX))
     played.session.drain()
     assert outbox.overflowed

@@ -138,6 +138,6 @@ def is_clean(session: Session) -> bool:
         and asking._bodies_bytes == 0
         and answering._uploads_bytes == 0
         and not session.has_output
-        and session._outbox._queued_bytes == 0
-        and session._outbox._control_bytes == 0
+        and session.outbox._queued_bytes == 0
+        and session.outbox._control_bytes == 0
     )
