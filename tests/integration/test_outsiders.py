@@ -291,21 +291,13 @@ class Gossiper:
                 await trio.sleep(0.1)
 
 
-async def test_nobody_but_relays_subscribes_to_what_relays_say(tmp_path: Path) -> None:
-    """Who opens gossipsub's streams by hand is told nothing, and not heard."""
-    world, speak = World(tmp_path, certified=True), trio.Event()
-    banned = KeyPair.from_seed(b"banned".ljust(32, b"-")).peer_id
-    for one in world.residents:
-        one.doorkeeper.learn_bans(world.ban(banned))
-    made_up = KeyPair.from_seed(b"u" * 32)
+async def only_the_relay_is_heard(world: World, kinds: dict[str, MakeHello], honest: str) -> None:
+    """Everybody but `honest` is told nothing, and not heard; it is, as a relay."""
+    made_up, speak = KeyPair.from_seed(b"u" * 32), trio.Event()
     descriptor, heartbeat = described(made_up, [])
     claim = frames.Directory(descriptors=[descriptor], statuses=[heartbeat], full=True)
-    outsiders = [
-        Gossiper(world, kind, make_hello, Role.NONE)
-        for kind, (make_hello, rights) in WITH_AN_AUTHORITY.items()
-        if "pass_for_a_relay" not in rights
-    ]
-    honest = Gossiper(world, "a relay", WITH_AN_AUTHORITY["a relay"][0], Role.RELAY)
+    outsiders = [Gossiper(world, kind, make, Role.NONE) for kind, make in kinds.items()]
+    relay = Gossiper(world, "honest", kinds[honest], Role.RELAY)
     async with world.living(), trio.open_nursery() as nursery:
         for one in outsiders:
             nursery.start_soon(one.run, claim, speak)
@@ -315,11 +307,24 @@ async def test_nobody_but_relays_subscribes_to_what_relays_say(tmp_path: Path) -
         await trio.sleep(QUIET_SECONDS)  # as above
         assert not world.relay.knows(made_up.peer_id)
         speak = trio.Event()
-        nursery.start_soon(honest.run, claim, speak)
-        await until(lambda: honest.told, GOSSIP_SECONDS)
+        nursery.start_soon(relay.run, claim, speak)
+        await until(lambda: relay.told, GOSSIP_SECONDS)
         speak.set()
         await until(lambda: world.relay.knows(made_up.peer_id), GOSSIP_SECONDS)
         nursery.cancel_scope.cancel()
+
+
+async def test_nobody_but_relays_subscribes_to_what_relays_say(tmp_path: Path) -> None:
+    """Who opens gossipsub's streams by hand; among them members that are no relays."""
+    closed, certified = World(tmp_path, certified=False), World(tmp_path, certified=True)
+    banned = KeyPair.from_seed(b"banned".ljust(32, b"-")).peer_id
+    for one in certified.residents:
+        one.doorkeeper.learn_bans(certified.ban(banned))
+    by_secret = {kind: make for kind, (make, _) in WITH_A_SECRET.items()}
+    by_certificate = {kind: make for kind, (make, _) in WITH_AN_AUTHORITY.items()}
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(only_the_relay_is_heard, closed, by_secret, "the secret")
+        nursery.start_soon(only_the_relay_is_heard, certified, by_certificate, "a relay")
 
 
 @pytest.fixture
