@@ -135,7 +135,10 @@ def _authority(settings: Settings, roles: Role) -> Authority | None:
     if Role.RELAY not in roles:
         raise ConfigError("mesh.authority: the authority of a mesh is a relay: start it as one")
     state = settings.node.state
-    key = load_identity(state / CERTIFIED_FILES["key"])
+    try:
+        key = load_identity(state / CERTIFIED_FILES["key"])
+    except ConfigError as error:
+        raise ConfigError(f"the authority's key cannot be used: {error}") from error
     return Authority(key, SqliteMemberStore(state / CERTIFIED_FILES["members"]), clock_ms)
 
 

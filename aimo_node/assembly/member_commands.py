@@ -96,6 +96,6 @@ def _shown(member: Member, linked: frozenset[PeerId], own: PeerId) -> dict[str, 
         "banned": member.banned_ms is not None,
         "joined_ms": member.joined_ms,
         "renewed_ms": member.issued_ms,
-        "expires_ms": member.expires_ms,
+        "expires_ms": member.expires_ms if member.issued_ms else 0,
         "banned_ms": member.banned_ms,
     }

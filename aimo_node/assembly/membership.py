@@ -79,23 +79,34 @@ def membership(
     if has_authority(settings, targets):
         return AuthorityMembership(settings, targets, identity, roles)
     if not settings.mesh.open and settings.mesh.secret_file is None:
-        _refuse_forgotten_mesh(settings, targets)
+        refuse_forgotten_mesh(settings, targets)
     secret = mesh_secret(settings, targets)
     agent = f"aimo/{__version__}"
     return SecretMembership(Admission(identity.peer_id, secret, roles, agent=agent))
 
 
 def has_authority(settings: Settings, targets: Sequence[JoinTarget]) -> bool:
-    """Whether the mesh that these settings name has an authority, as far as can be told here."""
+    """Whether these settings are of a mesh with an authority: by what they say, or by the
+    certificate in the state folder if they name relays and nothing else.
+
+    Raises:
+        ConfigError: the certificate cannot be read.
+    """
     mesh = settings.mesh
     if mesh.authority or any(target.mesh is not None for target in targets):
         return True
+    if mesh.open or mesh.secret_file is not None:
+        return False
     is_plain = bool(targets) and all(target.secret is None for target in targets)
-    is_silent = not mesh.open and mesh.secret_file is None
-    return is_plain and is_silent and mesh_of_state(settings.node.state) is not None
+    return is_plain and mesh_of_state(settings.node.state) is not None
 
 
-def _refuse_forgotten_mesh(settings: Settings, targets: Sequence[JoinTarget]) -> None:
+def refuse_forgotten_mesh(settings: Settings, targets: Sequence[JoinTarget]) -> None:
+    """A node that is told of no mesh, and whose state folder belongs to one, makes no other.
+
+    Raises:
+        ConfigError: it is such a node; the message names the flag.
+    """
     state = settings.node.state
     key = state / CERTIFIED_FILES["key"]
     if not targets and key.exists():

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
+import textwrap
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -24,6 +27,10 @@ if TYPE_CHECKING:
 _MARKS: Final = {"ok": "ok", "warning": "warn", "problem": "FAIL", "skipped": "skip"}
 _COLOURS: Final = {"ok": "green", "warning": "yellow", "problem": "red", "skipped": None}
 _UP: Final = "up"
+_INDENT: Final = 17
+"""Of what was seen: behind mark and name of the check."""
+_TEXT_COLUMNS_MIN: Final = 40
+"""A peer id has 52 characters and is not broken."""
 
 
 @click.command("doctor")
@@ -90,6 +97,19 @@ def _print(finding: Finding) -> None:
 
     mark = click.style(f"{_MARKS[finding.verdict]:<4}", fg=_COLOURS[finding.verdict])
     layer = f" [{finding.layer}]" if finding.layer != finding.check else ""
-    click.echo(f"{mark}  {finding.check:<11}{printable(finding.seen)}{layer}")
-    if finding.do:
-        click.echo(f"{'':<17}-> {printable(finding.do)}")
+    first, *rest = _lines(f"{printable(finding.seen)}{layer}", _INDENT)
+    click.echo(f"{mark}  {finding.check:<11}{first}")
+    for line in rest:
+        click.echo(" " * _INDENT + line)
+    for number, line in enumerate(_lines(printable(finding.do), _INDENT + 3)):
+        click.echo(" " * _INDENT + ("   " if number else "-> ") + line)
+
+
+def _lines(text: str, indent: int) -> list[str]:
+    """In a terminal wrapped to its width; elsewhere one line, which is easier to search."""
+    if not text or not sys.stdout.isatty():
+        return [text] if text else []
+    width = shutil.get_terminal_size().columns - indent
+    return textwrap.wrap(
+        text, max(width, _TEXT_COLUMNS_MIN), break_long_words=False, break_on_hyphens=False
+    )

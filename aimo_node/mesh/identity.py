@@ -180,7 +180,7 @@ def _read_privately(path: Path) -> bytes:
 def _parse(path: Path, pem: bytes) -> bytes:
     problem = (
         f"the identity {path} does not hold an Ed25519 private key in PEM form; "
-        "restore it from a backup, or delete it to get a new identity"
+        "restore it from a backup, or delete it to get a new one"
     )
     if len(pem) > _KEY_FILE_BYTES_MAX:
         raise ConfigError(problem)

@@ -193,6 +193,20 @@ class SqliteMemberStore:
                 book.close()
 
 
+def problem_of_book(path: Path) -> str | None:
+    """Why a book cannot be used; None if it can, or if there is none. Changes nothing."""
+    if not path.exists():
+        return None
+    try:
+        name = f"{path.absolute().as_uri()}?mode=ro"
+        with contextlib.closing(sqlite3.connect(name, uri=True)) as book:
+            (found,) = book.execute("PRAGMA quick_check(1)").fetchone()
+            book.execute("SELECT count(*) FROM members, invites, counters").fetchone()
+    except sqlite3.Error as error:
+        return str(error)
+    return None if found == "ok" else str(found)
+
+
 def _count(book: sqlite3.Connection, table: str) -> int:
     (count,) = book.execute(f"SELECT count(*) FROM {table}").fetchone()  # noqa: S608 (a constant)
     return int(count)

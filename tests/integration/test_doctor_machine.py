@@ -208,9 +208,9 @@ async def test_a_missing_secret_is_membership(tmp_path) -> None:
     mesh = MeshSettings(join=(relay_at(free_port()),), listen=(LOOPBACK,))
     findings = await findings_of(subject(tmp_path, mesh=mesh))
     told = {one.check: one for one in findings}
-    assert told["secret"].verdict is Verdict.PROBLEM
-    assert told["secret"].layer is Layer.MEMBERSHIP
-    assert "wants its secret" in told["secret"].seen
+    assert told["proof"].verdict is Verdict.PROBLEM
+    assert told["proof"].layer is Layer.MEMBERSHIP
+    assert "wants its secret" in told["proof"].seen
 
 
 async def test_a_secret_file_that_others_may_read_is_membership(tmp_path) -> None:

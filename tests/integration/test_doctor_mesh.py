@@ -108,7 +108,7 @@ async def test_a_node_without_the_doctors_flags_tells_its_relays_itself(tmp_path
         findings = await findings_of(subject(tmp_path))
     told = {one.check: one for one in findings}
     assert "answers at" in told["reach"].seen
-    assert "the running node has what it needs" in told["secret"].seen
+    assert "the running node has what it needs" in told["proof"].seen
     assert "is linked to" in told["membership"].seen
     assert {one.verdict for one in findings} == {Verdict.OK}, findings
 

@@ -132,7 +132,8 @@ def test_a_nat_that_is_the_same_for_everybody_is_told(lab) -> None:
     first, second = two_relays(lab)
     seen = lab.nat_seen(first, second)
     assert seen["verdict"] == "ok"
-    assert "203.0.113.1, the same for every relay" in seen["seen"]
+    assert "default (endpoint independent): " in seen["seen"]
+    assert "is seen as 203.0.113.1 by every relay" in seen["seen"]
     assert "takes two relays" in lab.nat_seen(first)["seen"]
 
 

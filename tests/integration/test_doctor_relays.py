@@ -39,7 +39,7 @@ async def test_a_relay_that_lets_us_in_is_all_right(tmp_path) -> None:
         findings = await findings_of(subject(tmp_path, mesh=joining(address)))
     assert {one.verdict for one in findings} == {Verdict.OK}, findings
     assert "lets this node in" in told_by(findings, "membership").seen
-    assert "none on the way" in told_by(findings, "nat").seen
+    assert "none: relays see" in told_by(findings, "nat").seen
 
 
 async def test_a_name_that_does_not_resolve_is_dns(tmp_path) -> None:
@@ -185,17 +185,20 @@ HERE = ("192.168.1.7", 40000)
     ("observed", "verdict", "seen"),
     [
         ([], Verdict.SKIPPED, "no relay says"),
-        ([HERE], Verdict.OK, "none on the way"),
-        ([("198.51.100.4", 40000)], Verdict.OK, "the port was kept"),
-        ([("198.51.100.4", 61000)], Verdict.OK, "kind is unknown"),
-        ([("198.51.100.4", 61000)] * 2, Verdict.OK, "can be punched"),
-        ([("198.51.100.4", 61000), ("198.51.100.4", 61001)], Verdict.WARNING, "symmetric"),
+        ([HERE], Verdict.OK, "none: "),
+        ([("198.51.100.4", 40000)], Verdict.OK, "with the same port"),
+        ([("198.51.100.4", 61000)], Verdict.OK, "of unknown kind: "),
+        ([("198.51.100.4", 61000)] * 2, Verdict.OK, "default (endpoint independent): "),
+        ([("198.51.100.4", 61000), ("198.51.100.4", 61001)], Verdict.WARNING, "symmetric: "),
     ],
 )
 def test_the_kind_of_nat_follows_from_what_relays_see(observed, verdict, seen) -> None:
     (found,) = judge_views(Views(2, [Sighting(HERE, one) for one in observed]))
     assert (found.verdict, found.layer) == (verdict, Layer.NAT)
     assert seen in found.seen
+    assert bool(found.do) == (
+        verdict is Verdict.WARNING or "unknown" in seen or "same port" in seen
+    )
 
 
 def test_without_relays_nobody_knows_the_nat() -> None:

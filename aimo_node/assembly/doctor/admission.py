@@ -1,121 +1,37 @@
-"""Checks of membership: is there a secret to show, and does each relay let this node in."""
+"""Check of membership: does each relay let this node in.
+
+In a mesh with a secret anybody who has it may ask, so the doctor does. In one with an authority a
+certificate is good for one peer: the doctor shows the node's own, as the node, if that is not
+running; else it believes what the running node says of its links, and asks relays only for what
+they tell everybody.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 from aimo_node import __version__
-from aimo_node.assembly.certified import CERTIFIED_FILES, clock_ms, mesh_of_state
 from aimo_node.assembly.doctor.check import Case, Check
-from aimo_node.assembly.doctor.finding import Finding, Layer, Verdict, ok, problem, skipped
+from aimo_node.assembly.doctor.finding import Finding, Layer, Verdict, ok, problem, warning
 from aimo_node.assembly.doctor.folder import IDENTITY
 from aimo_node.assembly.doctor.names import DNS
 from aimo_node.assembly.doctor.program import CONFIGURATION, VERSIONS
+from aimo_node.assembly.doctor.proof import PROOF, Papers
 from aimo_node.assembly.doctor.reach import REACH, Answer
 from aimo_node.assembly.doctor.running_node import NODE
-from aimo_node.assembly.membership import SECRET_FILE, has_authority, mesh_secret
-from aimo_node.config.settings import Settings
-from aimo_node.domain.ids import Role
-from aimo_node.domain.join import JoinTarget
-from aimo_node.errors import ConfigError
+from aimo_node.domain.ids import PeerId, Role
+from aimo_node.domain.membership import SKEW_MS
 from aimo_node.mesh.identity import KeyPair
 from aimo_node.mesh.membership.credential import Credential
-from aimo_node.mesh.membership.secret import read_secret
 from aimo_node.mesh.probes.meeting import Meeting, Outcome
 from aimo_node.protocol import limits
 from aimo_node.protocol.handshake import Admission, Doorkeeper
 
-MEET_SECONDS: Final = 6.5
-"""Dial, Hello and Identify, each at its limit, and a goodbye."""
-
-
-@dataclass(frozen=True, slots=True)
-class Secret:
-    """What this node has to prove that it belongs.
-
-    Attributes:
-        value: None for an open mesh, or while there is none yet.
-        error: why there is none; names the fix.
-        is_known: the doctor has it, or knows that there is none; else only the running node does.
-        mesh: the mesh of the certificate that is here.
-    """
-
-    value: bytes | None = None
-    said: str = ""
-    error: str = ""
-    is_known: bool = True
-    mesh: bytes | None = None
-
-
-_DECIDES: Final = "this node is the authority of its mesh: it decides who is a member"
-
-
-async def _find_secret(case: Case) -> Secret:
-    seen = case.seen(CONFIGURATION)
-    mesh = seen.usable.mesh
-    node = case.glimpse(NODE)
-    if node is not None and node.relays and not seen.targets and mesh.secret_file is None:
-        return Secret(None, "the running node has what it needs", is_known=False)
-    try:
-        if has_authority(seen.usable, seen.targets):
-            return _certificate(seen.usable, seen.targets)
-        return _mesh_secret(seen.usable, seen.targets)
-    except PermissionError:
-        return Secret(None, "whether there is one is not for this user to see", is_known=False)
-    except ConfigError as error:
-        return Secret(error=str(error))
-
-
-def _mesh_secret(settings: Settings, targets: Sequence[JoinTarget]) -> Secret:
-    state, mesh = settings.node.state, settings.mesh
-    if targets or mesh.secret_file is not None or mesh.open:
-        value = mesh_secret(settings, targets)
-    elif (state / SECRET_FILE).exists():
-        value = read_secret(state / SECRET_FILE)
-    elif (state / CERTIFIED_FILES["key"]).exists():
-        return Secret(None, _DECIDES, is_known=False)
-    else:
-        return Secret(None, "a secret of its own is made at the first start")
-    return Secret(value, "the mesh is closed, the secret is here" if value else "the mesh is open")
-
-
-def _certificate(settings: Settings, targets: Sequence[JoinTarget]) -> Secret:
-    """What stands in for the secret in a mesh with an authority."""
-    kept = mesh_of_state(settings.node.state)
-    if settings.mesh.authority:
-        return Secret(None, _DECIDES, is_known=False)
-    if kept is not None and all(target.mesh in {kept, None} for target in targets):
-        said = "the mesh has an authority, and this node's certificate is here"
-        return Secret(None, said, is_known=False, mesh=kept)
-    if any(target.invite for target in targets):
-        said = "the mesh has an authority: the invite is redeemed at the first start"
-        return Secret(None, said, is_known=False)
-    return Secret(error="the mesh has an authority, and here is neither certificate nor invite")
-
-
-def judge_secret(seen: Secret) -> list[Finding]:
-    """The message of whoever refused it names the flag."""
-    if seen.error:
-        do = (
-            "use the whole join string of the relay, or --mesh-secret-file with mode 0600; in a"
-            " mesh with an authority what its owner gets from: aimo invite"
-        )
-        return [problem(Layer.MEMBERSHIP, seen.error, do)]
-    return [ok(Layer.MEMBERSHIP, seen.said)]
-
-
-SECRET: Final = Check(
-    "secret",
-    Layer.MEMBERSHIP,
-    _find_secret,
-    judge_secret,
-    needs=(CONFIGURATION,),
-    follows=(NODE,),
-)
+MEET_SECONDS: Final = 7.4
+"""Dial, Hello, Identify and a question, each at its limit, and a goodbye."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +40,14 @@ class Met:
 
     Attributes:
         by_node: what the running node says of its links, see `NodeSeen.relays`.
-        secret_known: the doctor showed the secret that the node would show.
-        is_newcomer: there is an invite only, which is not for the doctor to redeem.
+        proof_known: the doctor showed what the node would show.
+        papers: in a mesh with an authority.
     """
 
     meetings: Sequence[Meeting]
     by_node: Mapping[str, str] = field(default_factory=dict)
-    secret_known: bool = True
-    is_newcomer: bool = False
+    proof_known: bool = True
+    papers: Papers | None = None
 
 
 async def _meet(case: Case) -> Met:
@@ -144,27 +60,20 @@ async def _meet(case: Case) -> Met:
         for peer in places.peers
         if peer in answering
     }
-    node = case.glimpse(NODE)
+    node, proof = case.glimpse(NODE), case.seen(PROOF)
     by_node = node.relays if node is not None else {}
     if not relays:
         return Met((), by_node)
-    identity, secret = _whom_to_be(case), case.seen(SECRET)
-    settings = case.seen(CONFIGURATION)
-    is_certified = has_authority(settings.usable, settings.targets)
-    if is_certified and secret.mesh is None and (node is None or node.holder is None):
-        return Met((), by_node, is_newcomer=True)
-    doorkeeper = _doorkeeper(identity, secret, settings.usable.node.state)
-    meetings = await meet_relays(identity, doorkeeper, relays)
-    return Met(meetings, by_node, secret.is_known)
-
-
-def _doorkeeper(identity: KeyPair, secret: Secret, state: Path) -> Doorkeeper:
-    agent = f"aimo-doctor/{__version__}"
-    if secret.mesh is None:
-        return Admission(identity.peer_id, secret.value, Role.NONE, agent=agent)
-    credential = Credential(secret.mesh, identity.peer_id, Role.NONE, state, clock_ms=clock_ms)
-    credential.agent = agent
-    return credential
+    identity = _whom_to_be(case)
+    shown: Doorkeeper | None
+    if proof.papers is None:
+        agent = f"aimo-doctor/{__version__}"
+        shown = Admission(identity.peer_id, proof.secret, Role.NONE, agent=agent)
+    else:
+        shown = _certificate(case, proof.papers, identity.peer_id)
+    now_ms = int(case.machine.now() * 1000) if proof.papers is not None else None
+    meetings = await meet_relays(identity, shown, relays, now_ms=now_ms)
+    return Met(meetings, by_node, proof.is_known, proof.papers)
 
 
 def _whom_to_be(case: Case) -> KeyPair:
@@ -176,7 +85,20 @@ def _whom_to_be(case: Case) -> KeyPair:
     return KeyPair.from_seed(os.urandom(32))
 
 
+def _certificate(case: Case, papers: Papers, peer: PeerId) -> Credential | None:
+    """What the node would show; None if it has nothing, or runs and shows it itself."""
+    if papers.certificate is None or papers.peer != peer:
+        return None
+    state = case.seen(CONFIGURATION).usable.node.state
+    credential = Credential(
+        papers.mesh, peer, Role.NONE, state, clock_ms=lambda: int(case.machine.now() * 1000)
+    )
+    credential.agent = f"aimo-doctor/{__version__}"
+    return credential
+
+
 _SAME: Final = "use the join string that this relay prints (or --mesh-secret-file with its secret)"
+_INVITE: Final = "join with an invite of that mesh (aimo invite), or join another one"
 _BROKEN: Final = (
     Layer.RELAY,
     Verdict.PROBLEM,
@@ -208,8 +130,8 @@ _REFUSALS: Final = {
     Outcome.MESH_IS_OPEN: (
         Layer.MEMBERSHIP,
         Verdict.PROBLEM,
-        "the mesh of {peer} is open, this node comes with a secret",
-        "give --open here and leave out the secret; or close the mesh",
+        "the mesh of {peer} is open, this node comes to a closed one",
+        "give --open here and leave out what is to be proved; or close the mesh",
     ),
     Outcome.MESH_IS_CLOSED: (
         Layer.MEMBERSHIP,
@@ -217,11 +139,29 @@ _REFUSALS: Final = {
         "the mesh of {peer} is closed: it wants a secret",
         _SAME,
     ),
+    Outcome.MESH_HAS_SECRET: (
+        Layer.MEMBERSHIP,
+        Verdict.PROBLEM,
+        "the mesh of {peer} has a secret, and this node a certificate of another mesh",
+        _SAME,
+    ),
+    Outcome.MESH_HAS_AUTHORITY: (
+        Layer.MEMBERSHIP,
+        Verdict.PROBLEM,
+        "the mesh of {peer} admits by invite: it has an authority, and no secret",
+        _INVITE,
+    ),
     Outcome.OTHER_MESH: (
         Layer.MEMBERSHIP,
         Verdict.PROBLEM,
         "{peer} is in another mesh: the secrets differ",
         _SAME,
+    ),
+    Outcome.OTHER_AUTHORITY: (
+        Layer.MEMBERSHIP,
+        Verdict.PROBLEM,
+        "{peer} is in another mesh: its authority is another",
+        _INVITE,
     ),
     Outcome.NOT_ADMITTED: (
         Layer.MEMBERSHIP,
@@ -235,12 +175,29 @@ _REFUSALS: Final = {
 
 def judge_meetings(seen: Met) -> list[Finding]:
     """One finding for each relay, in the layer where it went wrong."""
-    if seen.is_newcomer:
-        said = "the first start redeems the invite; only then it shows whether the relay lets it in"
-        return [skipped(Layer.MEMBERSHIP, said)]
     if not seen.meetings:
         return [ok(Layer.MEMBERSHIP, "this node joins no relay")]
-    return [_judge_one(one, seen) for one in seen.meetings]
+    found = [_judge_one(one, seen) for one in seen.meetings]
+    papers = seen.papers
+    if papers is not None and not papers.is_running and papers.problem is not None:
+        found.append(_judge_way_to_the_authority(seen, papers))
+    return found
+
+
+def _judge_way_to_the_authority(seen: Met, papers: Papers) -> Finding:
+    """A node that has to ask for a certificate must find who gives it."""
+    words = {one.peer: one.word for one in seen.meetings if one.word is not None}
+    found = next((peer for peer, word in words.items() if word.has_authority), None)
+    if found is not None:
+        what = "renew the certificate" if papers.certificate is not None else "redeem the invite"
+        said = f"{found} answers for the authority of the mesh, which can {what}"
+        return ok(Layer.MEMBERSHIP, said)
+    if not any(word.has_authority is False for word in words.values()):
+        said = "no relay says whether the authority of the mesh can be asked"
+        return warning(Layer.MEMBERSHIP, said, "try again; they may be busy or far away")
+    said = "no relay is the authority of the mesh or has a link to it: this node cannot join now"
+    do = "start the authority; members go on without it, but joining takes it"
+    return problem(Layer.MEMBERSHIP, said, do)
 
 
 def _judge_one(meeting: Meeting, seen: Met) -> Finding:
@@ -248,16 +205,25 @@ def _judge_one(meeting: Meeting, seen: Met) -> Finding:
     told = seen.by_node.get(meeting.peer)
     if told == "":
         return ok(Layer.MEMBERSHIP, f"the running node is linked to {meeting.peer}")
-    found = _judge_meeting(meeting)
-    if told is not None and found.layer is Layer.MEMBERSHIP and not seen.secret_known:
+    found = _judge_meeting(meeting, seen.papers)
+    if told is None or found.layer is not Layer.MEMBERSHIP:
+        return found
+    if seen.papers is not None:
+        return _refused(meeting, f"the running node is not linked: {told}", seen.papers)
+    if not seen.proof_known:
         do = "give the doctor the node's --join (or --mesh-secret-file) to learn more"
         return problem(Layer.MEMBERSHIP, f"the running node is not linked: {told}", do)
     return found
 
 
-def _judge_meeting(meeting: Meeting) -> Finding:
+def _judge_meeting(meeting: Meeting, papers: Papers | None) -> Finding:
     if meeting.outcome is Outcome.ADMITTED:
         return _admitted(meeting)
+    if meeting.outcome is Outcome.ASKED:
+        said = f"{meeting.peer} answers; there is no certificate yet to be let in with"
+        return ok(Layer.MEMBERSHIP, said)
+    if meeting.outcome is Outcome.NOT_ADMITTED and papers is not None:
+        return _refused(meeting, f"no link to {meeting.peer}: {meeting.said}", papers)
     layer, verdict, said, do = _REFUSALS[meeting.outcome]
     text = said.format(
         peer=meeting.peer,
@@ -267,6 +233,23 @@ def _judge_meeting(meeting: Meeting) -> Finding:
         said=meeting.said or "it says nothing",
     )
     return Finding(layer, verdict, text, do)
+
+
+def _refused(meeting: Meeting, said: str, papers: Papers) -> Finding:
+    """What one side has against the other's certificate is said as `check_certificate` says it."""
+    if meeting.word is not None and abs(meeting.word.ahead_seconds) * 1000 > SKEW_MS:
+        return warning(Layer.MEMBERSHIP, said, "set this machine's clock first, see below")
+    if papers.problem is not None and papers.certificate is not None and not papers.is_running:
+        return warning(Layer.MEMBERSHIP, said, "see what is said of the authority below")
+    if "banned" in said:
+        do = f"ask the mesh's owner, who can lift that: aimo peers allow {papers.peer or 'PEER'}"
+        said = said.replace("the peer is banned", "the mesh has banned this node")
+        return problem(Layer.MEMBERSHIP, said, do)
+    if "in the future" in said or ("expired" in said and papers.problem is None):
+        do = f"the clock of {meeting.peer} is wrong, or this one: let NTP keep both"
+        return problem(Layer.CLOCK, said, do)
+    do = "ask the mesh's owner what is known of this node (aimo peers list), or for a new invite"
+    return problem(Layer.MEMBERSHIP, said, do)
 
 
 def _admitted(meeting: Meeting) -> Finding:
@@ -280,7 +263,7 @@ MEMBERSHIP: Final = Check(
     Layer.MEMBERSHIP,
     _meet,
     judge_meetings,
-    needs=(VERSIONS, REACH, SECRET),
+    needs=(VERSIONS, REACH, PROOF),
     follows=(NODE, IDENTITY),
     seconds=MEET_SECONDS,
 )

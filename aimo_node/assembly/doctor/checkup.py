@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from aimo_node.assembly.doctor.admission import MEMBERSHIP, SECRET
+from aimo_node.assembly.doctor.admission import MEMBERSHIP
 from aimo_node.assembly.doctor.check import Check
 from aimo_node.assembly.doctor.clock import CLOCK
 from aimo_node.assembly.doctor.engines import ENGINES
@@ -13,6 +13,7 @@ from aimo_node.assembly.doctor.names import DNS
 from aimo_node.assembly.doctor.nat import NAT
 from aimo_node.assembly.doctor.ports import HTTP, KEYS, LISTEN
 from aimo_node.assembly.doctor.program import CONFIGURATION, OPEN_FILES, VERSIONS
+from aimo_node.assembly.doctor.proof import PROOF
 from aimo_node.assembly.doctor.reach import REACH
 from aimo_node.assembly.doctor.running_node import NODE
 
@@ -24,7 +25,7 @@ CHECKS: Final[tuple[Check[Any], ...]] = (
     DISK,
     NODE,
     IDENTITY,
-    SECRET,
+    PROOF,
     LISTEN,
     HTTP,
     KEYS,

@@ -1,8 +1,8 @@
 """Check of the clock, against whoever tells the time without being asked for it.
 
-The wire carries no time on a link. What can be seen: the Date of an upstream's HTTP answer, when a
-relay signed its addresses (its clock cannot be behind that), files from the future, and whether the
-kernel says that something keeps its clock.
+The wire carries no time on a link. What can be seen: what the authority of a mesh answers, the Date
+of an upstream's HTTP answer, when a relay signed its addresses (its clock cannot be behind that),
+files from the future, and whether the kernel says that something keeps its clock.
 """
 
 from __future__ import annotations
@@ -49,7 +49,15 @@ class Clocks:
 
 async def _compare(case: Case) -> Clocks:
     settings = case.seen(CONFIGURATION).usable
-    offsets: dict[str, float] = {}
+    met = case.glimpse(MEMBERSHIP)
+    meetings = met.meetings if met is not None else ()
+    offsets: dict[str, float] = {
+        f"the authority (asked at {one.peer})"
+        if one.word.has_authority
+        else f"relay {one.peer}": one.word.ahead_seconds
+        for one in meetings
+        if one.word is not None
+    }
     async with trio.open_nursery() as nursery:
 
         async def ask(endpoint: str) -> None:
@@ -61,10 +69,9 @@ async def _compare(case: Case) -> Clocks:
             if section.endpoint.startswith(("http://", "https://")):
                 nursery.start_soon(ask, section.endpoint)
     now = case.machine.now()
-    met = case.glimpse(MEMBERSHIP)
     signed: dict[str, float] = {
         meeting.peer: meeting.sighting.signed_at - now
-        for meeting in (met.meetings if met is not None else ())
+        for meeting in meetings
         if meeting.sighting is not None and meeting.sighting.signed_at is not None
     }
     newest = max(_times_in(settings.node.state), default=now)

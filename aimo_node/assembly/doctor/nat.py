@@ -13,7 +13,7 @@ from typing import Final
 
 from aimo_node.assembly.doctor.admission import MEMBERSHIP
 from aimo_node.assembly.doctor.check import Case, Check
-from aimo_node.assembly.doctor.finding import Finding, Layer, ok, skipped, warning
+from aimo_node.assembly.doctor.finding import Finding, Layer, Verdict, ok, skipped, warning
 from aimo_node.assembly.doctor.names import DNS
 from aimo_node.mesh.probes.meeting import Sighting
 
@@ -45,26 +45,27 @@ def judge_views(seen: Views) -> list[Finding]:
         return [skipped(Layer.NAT, "unknown: no relay says how it sees this machine")]
     translated = [(local, told) for local, told in views if _plain(local[0]) != _plain(told[0])]
     if not translated:
-        return [ok(Layer.NAT, f"none on the way to the relay: it sees {views[0][1][0]}, as here")]
+        return [ok(Layer.NAT, f"none: relays see {views[0][1][0]}, as this machine does itself")]
     return [_judge_translation(translated)]
 
 
 def _judge_translation(views: Sequence[tuple[tuple[str, int], tuple[str, int]]]) -> Finding:
     local, told = views[0]
-    said = f"behind a NAT: {local[0]} is seen as {told[0]}"
-    kept = "kept" if local[1] == told[1] else "changed"
+    said = f"{local[0]} is seen as {told[0]}"
     others = [other for here, other in views[1:] if here[1] == local[1]]
     if not others:
-        unknown = f"its kind is unknown, since that takes two relays; the port was {kept}"
-        return ok(Layer.NAT, f"{said}; {unknown}")
+        kept = "the same" if local[1] == told[1] else "another"
+        said = f"of unknown kind: {said}, with {kept} port; telling the kind takes two relays"
+        return Finding(Layer.NAT, Verdict.OK, said, "join a second relay to know; nothing is wrong")
     if all(other == told for other in others):
-        return ok(Layer.NAT, f"{said}, the same for every relay: direct paths can be punched")
+        said = f"default (endpoint independent): {said} by every relay; direct paths can be punched"
+        return ok(Layer.NAT, said)
     seen = ", ".join(f"{host}:{port}" for host, port in (told, *others))
     do = (
-        "nothing has to be done, but direct paths will not come about and traffic goes through"
-        " relays; a forwarded port and --announce, or another router, would change that"
+        "nothing has to be done: what others send to this node goes through relays. If it is to be"
+        " dialled, forward a port to it and give --listen and --announce; or use another router"
     )
-    return warning(Layer.NAT, f"behind a symmetric NAT: relays see {seen} for one port", do)
+    return warning(Layer.NAT, f"symmetric: relays see {seen} for one port of this machine", do)
 
 
 def _plain(host: str) -> str:

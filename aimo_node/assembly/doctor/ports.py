@@ -105,7 +105,7 @@ def _judge_door(door: Door) -> Finding:
         do = f"give {door.flag} an address such as /ip4/0.0.0.0/tcp/4001"
         return problem(Layer.PORT, f"{door.text} is no TCP address to listen on", do)
     if door.error is None:
-        return ok(Layer.PORT, f"the node listens on {door.text}")
+        return ok(Layer.PORT, f"the node listens on {door.text.partition('/p2p/')[0]}")
     if not door.error:
         return ok(Layer.PORT, f"{door.text} is free")
     said = f"cannot listen on {door.text}: {os.strerror(door.error).lower()}"

@@ -50,12 +50,27 @@ class Configured:
 async def _read_configuration(case: Case) -> Configured:
     try:
         loaded = case.subject.load()
-        roles = roles_running(case.glimpse(NODE)) or case.subject.roles or _guess(loaded.settings)
-        settings = loaded.settings.for_roles(roles)
+        node = case.glimpse(NODE)
+        roles = roles_running(node) or case.subject.roles or _guess(loaded.settings)
+        settings = _for_roles(loaded.settings, roles, is_running=bool(roles_running(node)))
         targets = tuple(parse_join(_join_text(text)) for text in settings.mesh.join)
     except ConfigError as error:
         return Configured(str(error))
     return Configured("", settings, roles, loaded.file, targets)
+
+
+def _for_roles(settings: Settings, roles: Role, *, is_running: bool) -> Settings:
+    """A provider that runs tells of its engines itself: they need not be named to the doctor.
+
+    Raises:
+        ConfigError: something is missing or contradicts.
+    """
+    try:
+        return settings.for_roles(roles)
+    except ConfigError:
+        if not is_running or Role.PROVIDER not in roles or settings.provider.engine:
+            raise
+        return settings.for_roles(roles & ~Role.PROVIDER or Role.RELAY)
 
 
 def _guess(settings: Settings) -> Role:

@@ -189,7 +189,7 @@ def read_kept(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
             return file.read(SIGNED_BYTES_MAX + 1024)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return b""
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error

@@ -24,10 +24,25 @@ class Sighting:
     signed_at: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Word:
+    """What a relay of a mesh with an authority tells everybody who asks.
+
+    Attributes:
+        has_authority: it is the authority, or has a link to it; None if it is too busy to say.
+        ahead_seconds: by how much its clock, or the authority's, is ahead; negative: behind.
+    """
+
+    has_authority: bool | None
+    ahead_seconds: float
+
+
 class Outcome(enum.Enum):
     """How far a meeting came."""
 
     ADMITTED = "admitted"
+    ASKED = "asked"
+    """Without a Hello: there was nothing to show."""
     UNREACHED = "unreached"
     STRANGER = "stranger"
     SILENT = "silent"
@@ -37,6 +52,9 @@ class Outcome(enum.Enum):
     OTHER_MESH = "other mesh"
     MESH_IS_OPEN = "mesh is open"
     MESH_IS_CLOSED = "mesh is closed"
+    MESH_HAS_SECRET = "mesh has a secret"  # noqa: S105 (not one)
+    MESH_HAS_AUTHORITY = "mesh has an authority"
+    OTHER_AUTHORITY = "other authority"
     NOT_ADMITTED = "not admitted"
 
 
@@ -57,3 +75,4 @@ class Meeting:
     versions: tuple[int, ...] = ()
     round_trip_seconds: float = 0.0
     sighting: Sighting | None = None
+    word: Word | None = None

@@ -9,32 +9,56 @@ from typing import Final
 import trio
 
 from aimo_node.domain.ids import PeerId
+from aimo_node.domain.membership import MESH_KEY_BYTES, Refusal
 from aimo_node.errors import CloseCode, NetworkError, RemoteProtocolError
 from aimo_node.mesh.host import HostLimits, LinkStream
 from aimo_node.mesh.identity import KeyPair
-from aimo_node.mesh.probes.meeting import Meeting, Outcome
+from aimo_node.mesh.membership.members import ask
+from aimo_node.mesh.probes.meeting import Meeting, Outcome, Word
 from aimo_node.mesh.probes.probe_host import ProbeHost
 from aimo_node.protocol import codec
 from aimo_node.protocol.frames import GoAway, Hello, Ping, Pong
-from aimo_node.protocol.handshake import Admission, Doorkeeper
+from aimo_node.protocol.handshake import Doorkeeper
+from aimo_node.protocol.members import Redeem, Refused
 
 DIAL_SECONDS: Final = 3.0
 """For all addresses of a relay together: whoever looks for faults does not wait for the slowest."""
 HELLO_SECONDS: Final = 1.5
+WORD_SECONDS: Final = 0.9
+"""A relay may have to ask the authority in its turn."""
 SIGHTING_SECONDS: Final = 1.0
 _NONCE: Final = 1
 _STRANGER: Final = "another peer answered"
+_FORMS: Final = {0: "open", MESH_KEY_BYTES: "authority"}
+"""What the length of a mesh's name says of it; any other is made from a secret."""
+_MESHES: Final = {
+    ("open", "secret"): Outcome.MESH_IS_CLOSED,
+    ("open", "authority"): Outcome.MESH_HAS_AUTHORITY,
+    ("secret", "open"): Outcome.MESH_IS_OPEN,
+    ("secret", "secret"): Outcome.OTHER_MESH,
+    ("secret", "authority"): Outcome.MESH_HAS_AUTHORITY,
+    ("authority", "open"): Outcome.MESH_IS_OPEN,
+    ("authority", "secret"): Outcome.MESH_HAS_SECRET,
+    ("authority", "authority"): Outcome.OTHER_AUTHORITY,
+    ("open", "open"): Outcome.OTHER_MESH,
+}
+"""What two different meshes are to each other: ours, and the relay's."""
 
 
 async def meet_relays(
-    identity: KeyPair, admission: Doorkeeper, relays: Mapping[PeerId, Sequence[str]]
+    identity: KeyPair,
+    shown: Doorkeeper | None,
+    relays: Mapping[PeerId, Sequence[str]],
+    *,
+    now_ms: int | None = None,
 ) -> list[Meeting]:
     """Shake hands with every relay at once, and leave again.
 
     Args:
         identity: as whom; a relay that has a link to the same identity would give that up.
-        admission: what is said in the Hello.
+        shown: what is said in the Hello; None for no Hello at all.
         relays: addresses by peer id.
+        now_ms: this machine's clock, if the mesh has an authority: then it is asked for, too.
     """
     meetings: list[Meeting] = []
     host_limits = replace(HostLimits(), dial_seconds_max=DIAL_SECONDS)
@@ -42,7 +66,7 @@ async def meet_relays(
     async with host, trio.open_nursery() as nursery:
 
         async def meet(peer: PeerId, addresses: Sequence[str]) -> None:
-            meetings.append(await _meet(host, admission, peer, addresses))
+            meetings.append(await _meet(host, peer, addresses, shown=shown, now_ms=now_ms))
 
         for peer, addresses in relays.items():
             nursery.start_soon(meet, peer, addresses)
@@ -50,7 +74,12 @@ async def meet_relays(
 
 
 async def _meet(
-    host: ProbeHost, admission: Doorkeeper, peer: PeerId, addresses: Sequence[str]
+    host: ProbeHost,
+    peer: PeerId,
+    addresses: Sequence[str],
+    *,
+    shown: Doorkeeper | None,
+    now_ms: int | None,
 ) -> Meeting:
     try:
         stream = await host.dial(peer, addresses)
@@ -58,16 +87,35 @@ async def _meet(
         is_stranger = _STRANGER in error.message
         outcome = Outcome.STRANGER if is_stranger else Outcome.UNREACHED
         return Meeting(peer, outcome, error.message)
-    talk = _Talk(stream, admission)
-    meeting = Meeting(peer, Outcome.SILENT)
-    with trio.move_on_after(HELLO_SECONDS):
-        meeting = await talk.shake_hands()
-    sighting = None
+    talk = _Talk(stream, shown) if shown is not None else None
+    meeting = Meeting(peer, Outcome.ASKED if talk is None else Outcome.SILENT)
+    sighting, word = None, None
+    if now_ms is not None:
+        word = await _ask_for_word(host, peer, addresses, now_ms)
+    if talk is not None:
+        with trio.move_on_after(HELLO_SECONDS):
+            meeting = await talk.shake_hands()
     with trio.move_on_after(SIGHTING_SECONDS):
         sighting = await host.sighting(peer)
-    await talk.leave()
+    await (talk.leave() if talk is not None else stream.reset())
     await host.disconnect(peer)
-    return replace(meeting, sighting=sighting)
+    return replace(meeting, sighting=sighting, word=word)
+
+
+async def _ask_for_word(
+    host: ProbeHost, peer: PeerId, addresses: Sequence[str], now_ms: int
+) -> Word | None:
+    """An invite that is none changes nothing, and is refused by the authority alone as such."""
+    with trio.move_on_after(WORD_SECONDS):
+        try:
+            answer = await ask(host, peer, addresses, Redeem(b"", now_ms))
+        except NetworkError:
+            return None
+        if isinstance(answer, Refused):
+            is_busy = answer.reason == Refusal.BUSY
+            has_authority = None if is_busy else answer.reason != Refusal.NOT_AUTHORITY
+            return Word(has_authority, (answer.now_ms - now_ms) / 1000)
+    return None
 
 
 class _Talk:
@@ -145,10 +193,8 @@ class _Talk:
             return Outcome.GOING_AWAY if code is CloseCode.Draining else Outcome.BROKEN
         if self._hello is None:
             return Outcome.OTHER_MESH
-        if not self._hello.mesh:
-            return Outcome.MESH_IS_OPEN
-        is_open = isinstance(self._admission, Admission) and self._admission.secret is None
-        return Outcome.MESH_IS_CLOSED if is_open else Outcome.OTHER_MESH
+        ours = len(self._admission.hello_to(self._stream.peer).mesh)
+        return _MESHES[_FORMS.get(ours, "secret"), _FORMS.get(len(self._hello.mesh), "secret")]
 
     def _meeting(self, outcome: Outcome, said: str, seconds: float = 0.0) -> Meeting:
         hello = self._hello
