@@ -35,6 +35,9 @@ LINKS_PER_PEER_MAX: Final = 8
 """Links of one peer that have not ended: those it lost may carry requests until they count as
 dead."""
 HANG_UP_SECONDS: Final = 1.0
+ANSWER_SECONDS: Final = 3.0
+"""For the answer to a Ping when this node has reason to doubt its links: many round trips, and a
+peer that is as busy as one can be."""
 DIALS_MAX: Final = 256
 """Dials at a time: each holds sockets for up to ten seconds, whoever still waits for it."""
 _REFUSED: Final = frozenset({CloseCode.WrongMesh, CloseCode.NotAdmitted, CloseCode.VersionMismatch})
@@ -57,6 +60,8 @@ class _Dial:
         self.done = trio.Event()
         self.link: Link | None = None
         self.error: CodedError = NetworkError("the node is shutting down")
+        self.begun_at = trio.current_time()
+        self.scope = trio.CancelScope()
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +217,27 @@ class MeshNetwork:
             for link in group:
                 await link.ended.wait()
 
+    async def check_links(self) -> int:
+        """Ask every peer whether it is still there, now; end links and dials that do not get an
+        answer within `ANSWER_SECONDS`. How many links that were."""
+        asked_at = trio.current_time()
+        asked = [link for link in self.links() if link.peer != self.peer]
+        for link in asked:
+            link.probe()
+        await trio.sleep(ANSWER_SECONDS)
+        for dial in self._dials.values():
+            if dial.begun_at < asked_at:
+                dial.scope.cancel()
+        silent = [
+            one for one in asked if one.session.heard_at < asked_at and not one.closed.is_set()
+        ]
+        async with trio.open_nursery() as nursery:
+            for link in silent:
+                link.close(CloseCode.PeerSilent, "no answer since this node looked")
+                if self._dialer is not None:  # or the next dial would try the same connection
+                    nursery.start_soon(self._dialer.disconnect, link.peer)
+        return len(silent)
+
     def statistics(self) -> NetworkStatistics:
         """A snapshot."""
         links = list(self._links.values())
@@ -245,7 +271,10 @@ class MeshNetwork:
 
     async def _run_dial(self, peer: PeerId, dial: _Dial) -> None:
         try:
-            dial.link = await self._dial(peer)
+            with dial.scope:
+                dial.link = await self._dial(peer)
+            if dial.scope.cancelled_caught:
+                dial.error = NetworkError("no answer since the network changed")
         except CodedError as error:
             dial.error = error
         except Exception:  # the root of a dial's task: it must not take the node down

@@ -22,6 +22,7 @@ from aimo_node.mesh.host import HostLimits, MeshHost
 from aimo_node.mesh.identity import KeyPair, sign
 from aimo_node.mesh.joiner import Joiner
 from aimo_node.mesh.network import MeshNetwork
+from aimo_node.mesh.relays.book import RelayBook
 from aimo_node.protocol import frames
 from aimo_node.protocol.descriptors import describe
 from aimo_node.protocol.handshake import Admission
@@ -59,7 +60,8 @@ class FakeProvider:
         relays: dict[PeerId, list[str]] = {}
         for address in target.addresses:
             relays.setdefault(peer_of_address(address), []).append(address)
-        self._joiner = Joiner(self.network, relays, random.Random(number))
+        book = RelayBook(self.peer, relays)
+        self._joiner = Joiner(self.network, book, random.Random(number))
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["FakeProvider"]:

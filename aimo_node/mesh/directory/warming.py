@@ -62,6 +62,11 @@ class WarmLinks:
         """The table or the links have changed."""
         self._news.set()
 
+    def retry_now(self) -> None:
+        """What failed may do now, as after a change of networks: begin anew, at once."""
+        self._dialled.clear()
+        self.look()
+
     async def run(self) -> None:
         """Dial who has no link, until cancelled."""
         async with trio.open_nursery() as nursery:

@@ -12,13 +12,14 @@ from aimo_node.domain.ids import PeerId, Role
 from aimo_node.errors import CloseCode, JoinFailed
 from aimo_node.mesh.joiner import BACKOFF_SECONDS_MAX, FIRST_JOIN_SECONDS, STABLE_SECONDS, Joiner
 from aimo_node.mesh.network import MeshNetwork
+from aimo_node.mesh.relays.book import RelayBook
 from aimo_node.testing.memory_network import MemoryMesh
 
 NODE, RELAY = PeerId("node"), PeerId("relay")
 
 
 def joiner_of(network: MeshNetwork) -> Joiner:
-    return Joiner(network, {RELAY: ["/memory/relay"]}, random.Random(1))
+    return Joiner(network, RelayBook(network.peer, {RELAY: ["/memory/relay"]}), random.Random(1))
 
 
 async def test_links_that_end_at_once_are_dialled_ever_more_rarely(autojump_clock) -> None:
