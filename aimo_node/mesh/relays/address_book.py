@@ -110,7 +110,8 @@ def _relay(row: _Row) -> KnownRelay:
     except RemoteProtocolError as error:
         raise ConfigError(str(error)) from error
     version = (row.incarnation, row.revision)
-    return KnownRelay(peer, (), tuple(row.addresses), version, row.linked_ms)
+    addresses = tuple(dict.fromkeys(row.addresses))
+    return KnownRelay(peer, (), addresses, version, row.linked_ms)
 
 
 class AddressBook:
@@ -122,7 +123,6 @@ class AddressBook:
         self._mesh = mesh
         self._book = book
         self._changed = trio.Event()
-        self._is_saved = True
         self._complained = False
 
     def restore(self) -> None:
@@ -147,18 +147,18 @@ class AddressBook:
             while True:
                 await self._changed.wait()
                 await trio.sleep(SAVE_SECONDS)
-                self._changed, self._is_saved = trio.Event(), True
-                data = encode_book(self._mesh, self._book)
-                await trio.to_thread.run_sync(self._write, data)
+                self._save()
         finally:
-            if not self._is_saved:
-                self._write(encode_book(self._mesh, self._book))
+            if self._changed.is_set():
+                self._save()
 
     def _note_change(self) -> None:
-        self._is_saved = False
         self._changed.set()
 
-    def _write(self, data: bytes) -> None:
+    def _save(self) -> None:
+        """A few kilobytes, which take no longer than a frame: not worth a thread."""
+        self._changed = trio.Event()
+        data = encode_book(self._mesh, self._book)
         draft = self._path.with_name(f".{BOOK_FILE}.{os.getpid()}")
         try:
             draft.touch(mode=0o600)
