@@ -376,9 +376,11 @@ class MeshHost:
     # --- connections -------------------------------------------------------------------------
 
     def _live_connections(self, peer_id: ID) -> list[Any]:
+        """The newest first: a peer that connects anew has lost the older ones, even if this end
+        has not noticed."""
         return [
             connection
-            for connection in self._swarm.connections.get(peer_id, [])
+            for connection in reversed(self._swarm.connections.get(peer_id, []))
             if not connection.is_closed and connection.muxed_conn.is_established
         ]
 

@@ -35,7 +35,7 @@ LINKS_PER_PEER_MAX: Final = 8
 """Links of one peer that have not ended: those it lost may carry requests until they count as
 dead."""
 HANG_UP_SECONDS: Final = 1.0
-ANSWER_SECONDS: Final = 3.0
+ANSWER_SECONDS: Final = 2.0
 """For the answer to a Ping when this node has reason to doubt its links: many round trips, and a
 peer that is as busy as one can be."""
 DIALS_MAX: Final = 256
@@ -221,16 +221,26 @@ class MeshNetwork:
         """Ask every peer whether it is still there, now; end links and dials that do not get an
         answer within `ANSWER_SECONDS`. How many links that were."""
         asked_at = trio.current_time()
-        asked = [link for link in self.links() if link.peer != self.peer]
-        for link in asked:
-            link.probe()
-        await trio.sleep(ANSWER_SECONDS)
+        ended = await self._check([link for link in self.links() if link.peer != self.peer])
         for dial in self._dials.values():
             if dial.begun_at < asked_at:
                 dial.scope.cancel()
-        silent = [
-            one for one in asked if one.session.heard_at < asked_at and not one.closed.is_set()
-        ]
+        return ended
+
+    def doubt(self, peer: PeerId) -> None:
+        """Something says that the peer is elsewhere: ask over the link whether it is still there,
+        and end the link if there is no answer."""
+        link = self._links.get(peer)
+        if link is not None and self._nursery is not None and peer != self.peer:
+            self._nursery.start_soon(self._check, [link])
+
+    async def _check(self, asked: list[Link]) -> int:
+        asked_at = trio.current_time()
+        for link in asked:
+            link.probe()
+        await trio.sleep(ANSWER_SECONDS)
+        asked = [link for link in asked if not link.closed.is_set()]
+        silent = [link for link in asked if link.session.heard_at < asked_at]
         async with trio.open_nursery() as nursery:
             for link in silent:
                 link.close(CloseCode.PeerSilent, "no answer since this node looked")

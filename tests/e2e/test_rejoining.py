@@ -5,9 +5,10 @@ import signal
 
 import trio
 
-from tests.e2e.http_client import CHAT_PATH, ask, chat, echo_text, metric, open_stream
+from tests.e2e.http_client import CHAT_PATH, ask, chat, echo_text, open_stream
 from tests.e2e.mesh import LOOPBACK, Mesh, providers_of, until_known
 from tests.e2e.node_process import NodeProcess, eventually
+from tests.e2e.test_invites import aimo
 
 REJOIN_SECONDS = 10.0
 BOOK_SECONDS = 15.0
@@ -16,10 +17,10 @@ TOKENS = 600
 DELAY_MS = 20
 
 
-def second_relay(mesh: Mesh, name: str = "relay2", *flags: str) -> NodeProcess:
+def second_relay(mesh: Mesh) -> NodeProcess:
     """A relay that was told of the first; nobody is told of it."""
     join = ("--join", f"@{mesh.join_file}", "--listen", LOOPBACK)
-    return mesh.start(name, "relay", *join, *flags)
+    return mesh.start("relay2", "relay", *join)
 
 
 def hidden(mesh: Mesh, name: str, command: str, *flags: str) -> NodeProcess:
@@ -85,23 +86,28 @@ async def test_a_relay_that_dies_for_ever_is_replaced_by_one_nobody_told_of(own_
     await until_answers(late, "hidden", second)
 
 
-async def test_relays_that_learn_of_each_other_exchange_directories(own_mesh):
-    """Two were told of a third only; when it is gone, what one knows the other knows."""
-    first = await own_mesh.relay().ready()
-    near = await second_relay(own_mesh, "near").ready()
-    far = await second_relay(own_mesh, "far", "--http", "127.0.0.1:0").ready()
-    await until_in_book(near, far)
+async def test_members_go_on_and_start_anew_when_the_authority_was_their_only_relay(own_mesh):
+    """Each was told of the authority only; a relay of that mesh is one by its certificate."""
+    first = await own_mesh.relay("--authority").ready()
+
+    async def join(name: str, role: str, *flags: str) -> NodeProcess:
+        invite = await aimo(first, "invite", "--role", role)
+        return own_mesh.start(name, role, "--join", invite, *flags)
+
+    near, far = [await join(name, "relay", "--listen", LOOPBACK) for name in ("near", "far")]
+    echo = ("--engine", "echo", "--model", "echo", "--listen", "off")
+    provider = await join("p", "provider", *echo)
+    edge = await join("e", "edge", "--http", "127.0.0.1:0", "--listen", "off")
+    await until_known(await edge.ready(), provider)
+    await until_in_book(near, first, far)
+    await until_in_book(far, first, near)
     first.kill()
-    provider = own_mesh.start(
-        "provider", "provider", "--engine", "echo", "--model", "echo",
-        "--listen", LOOPBACK, "--join", near.ready_line["join"],
-    )  # fmt: skip
-    await provider.ready()
-
-    async def is_known() -> bool:
-        return await metric(far.port, "aimo_directory_providers") == 1
-
-    await eventually(is_known, REJOIN_SECONDS, "the other relay does not know it", near, far)
+    await until_answers(edge, "echo", provider)
+    for old, role, *flags in ((far, "relay", "--listen", LOOPBACK), (provider, "provider", *echo)):
+        old.kill()
+        known = first.ready_line["join"]
+        await own_mesh.start(old.name, role, "--join", known, *flags).ready()
+    await until_answers(edge, "echo")
 
 
 async def test_who_was_stopped_for_half_a_minute_is_back_in_ten_seconds(shared, guests, tmp_path):

@@ -50,8 +50,10 @@ class WarmLinks:
 
     def locate(self, peer: PeerId, addresses: Sequence[str]) -> None:
         """A provider in the table can be dialled there, until it leaves the table."""
-        known = self._dialled.get(peer)
-        if known is not None and self._located.get(peer) != tuple(addresses):
+        known, before = self._dialled.get(peer), self._located.get(peer)
+        if before not in {None, tuple(addresses)}:
+            self._network.doubt(peer)  # a link to where it was would seem alive for a while
+        if known is not None and before != tuple(addresses):
             known.failures = 0  # what failed was another way
             known.again_at = min(known.again_at, trio.current_time() + RETRY_SECONDS)
         self._located[peer] = tuple(addresses)

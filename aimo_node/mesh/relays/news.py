@@ -113,8 +113,9 @@ class RelayNews(IdleObserver):
         except (RemoteProtocolError, InvalidMessageFormat) as error:
             log.warning("relay.refused", source=link.peer, reason=str(error))
             return
+        is_new = announcement.peer not in self._book
         is_news = self._book.learn(announcement, time.time_ns() // 1_000_000)
-        if is_news:
+        if is_new and is_news:
             log.info("relay.learned", relay=announcement.peer, source=link.peer)
         known = self._book.get(announcement.peer)
         if self._own is None or known is None or known.version != announcement.version:

@@ -15,11 +15,13 @@ from aimo_node.errors import CloseCode, NetworkError
 from aimo_node.mesh.changes.networks import message_kinds, snapshot
 from aimo_node.mesh.changes.recovery import Recovery
 from aimo_node.mesh.changes.wakefulness import AWAY_SECONDS, TICK_SECONDS, Wakefulness
+from aimo_node.mesh.directory.warming import WarmLinks
 from aimo_node.mesh.network import ANSWER_SECONDS, MeshNetwork
 from aimo_node.mesh.pipe import PipeEnd, open_pipe
 from aimo_node.protocol import limits
 from aimo_node.protocol.handshake import Admission
 from aimo_node.protocol.session import Session
+from aimo_node.routing.table import RoutingTable
 from aimo_node.testing.memory_network import MemoryMesh
 
 NODE, PEER, MUTE = PeerId("node"), PeerId("peer"), PeerId("mute")
@@ -107,6 +109,27 @@ async def test_only_links_that_do_not_answer_are_given_up(autojump_clock: MockCl
         assert await node.check_links() == 1
         assert trio.current_time() - started == pytest.approx(ANSWER_SECONDS)
         assert link.close_code is CloseCode.PeerSilent
+        assert node.link(MUTE) is None
+        assert node.link(PEER) is not None
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_provider_that_moved_is_asked_whether_it_is_still_where_it_is_linked(
+    autojump_clock: MockClock,
+) -> None:
+    """It has noticed a change of networks, and its link from the old one seems alive here."""
+    async with linked_pair() as (_, node), trio.open_nursery() as nursery:
+        warm = WarmLinks(node, RoutingTable())
+        await mute_peer(node, nursery)
+        await trio.sleep(1)
+        for peer in (MUTE, PEER):
+            warm.locate(peer, ["/old"])
+            warm.locate(peer, ["/old"])
+        await trio.sleep(ANSWER_SECONDS + 0.1)
+        assert node.link(MUTE) is not None
+        for peer in (MUTE, PEER):
+            warm.locate(peer, ["/new"])
+        await trio.sleep(ANSWER_SECONDS + 0.1)
         assert node.link(MUTE) is None
         assert node.link(PEER) is not None
         nursery.cancel_scope.cancel()
