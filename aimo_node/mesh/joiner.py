@@ -167,13 +167,14 @@ class Joiner(IdleObserver):
     def _look(self) -> None:
         self._news.set()
 
-    def _is_relay(self, link: Link) -> bool:
-        known = self._book.get(link.peer)
-        return known is not None and (bool(known.told) or Role.RELAY in link.roles)
-
     def _linked(self) -> set[PeerId]:
-        links = self._network.links()
-        return {link.peer for link in links if link.usable and self._is_relay(link)}
+        return {relay.peer for relay in self._book if self._is_linked(relay)}
+
+    def _is_linked(self, relay: KnownRelay) -> bool:
+        link = self._network.link(relay.peer)
+        if link is None or not link.usable:
+            return False
+        return bool(relay.told) or Role.RELAY in link.roles
 
     def _note_links(self, now: float) -> None:
         """One that links to this node may become known as a relay only after that."""
