@@ -159,10 +159,11 @@ async def test_a_dial_from_before_the_change_is_given_up_too(autojump_clock: Moc
                 await network.connect(PEER)
             ended.append(trio.current_time())
 
-        async with trio.open_nursery() as dialling:
-            dialling.start_soon(connect)
-            await trio.sleep(1)
-            dialling.start_soon(network.check_links)
+        with trio.fail_after(60):
+            async with trio.open_nursery() as dialling:
+                dialling.start_soon(connect)
+                await trio.sleep(1)
+                dialling.start_soon(network.check_links)
         assert ended == [pytest.approx(1 + ANSWER_SECONDS)]
         nursery.cancel_scope.cancel()
 

@@ -119,12 +119,16 @@ async def test_nobody_there_and_nobody_wanting_us_are_told_apart(autojump_clock)
 LEARNED = [PeerId(f"learned-{number}") for number in range(4)]
 
 
-def knowing_joiner(network: MeshNetwork, *, joins_all: bool = False) -> Joiner:
-    """Told of one relay, with four more in its book."""
+def long_book(network: MeshNetwork) -> RelayBook:
+    """One relay that was told, and four that were learned."""
     book = RelayBook(network.peer, {RELAY: ["/memory/relay"]})
     for peer in LEARNED:
         book.learn(RelayAnnouncement(peer, 1, 1, (f"/memory/{peer}",)), 0)
-    return Joiner(network, book, random.Random(1), joins_all=joins_all)
+    return book
+
+
+def knowing_joiner(network: MeshNetwork, *, joins_all: bool = False) -> Joiner:
+    return Joiner(network, long_book(network), random.Random(1), joins_all=joins_all)
 
 
 @asynccontextmanager
@@ -221,10 +225,13 @@ async def test_who_is_no_relay_does_not_count_and_who_refuses_is_forgotten(autoj
         await mesh.add(LEARNED[0], Role.PROVIDER)
         await mesh.add(LEARNED[1], Role.RELAY, secret=b"s" * 32)
         await mesh.add(LEARNED[2], Role.RELAY)
-        joiner = knowing_joiner(network)
+        book = long_book(network)
+        joiner = Joiner(network, book, random.Random(1))
         nursery.start_soon(joiner.run)
         await trio.sleep(30)
         assert {one.peer for one in joiner.relays()} == {RELAY, LEARNED[2]}
+        assert LEARNED[1] not in book
+        assert len(book) == 4
         nursery.cancel_scope.cancel()
 
 

@@ -116,6 +116,8 @@ async def test_a_relay_that_moves_says_so_and_one_that_is_gone_is_named_no_more(
         assert SECOND.peer_id in node.known
         late = await made.add(KEYS[10], Role.EDGE, FIRST)
         assert late.known == {FIRST.peer_id}
+        await made.add(SECOND, Role.RELAY, FIRST)
+        assert late.known == {FIRST.peer_id, SECOND.peer_id}, "it is back, and as it was"
 
 
 async def test_only_relays_that_are_known_as_such_are_believed(autojump_clock) -> None:
