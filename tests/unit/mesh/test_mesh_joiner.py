@@ -226,7 +226,7 @@ async def test_who_is_no_relay_does_not_count_and_who_refuses_is_forgotten(autoj
         await mesh.add(LEARNED[1], Role.RELAY, secret=b"s" * 32)
         await mesh.add(LEARNED[2], Role.RELAY)
         book = long_book(network)
-        joiner = Joiner(network, book, random.Random(1))
+        joiner = Joiner(network, book, random.Random(1), joins_all=True)
         nursery.start_soon(joiner.run)
         await trio.sleep(30)
         assert {one.peer for one in joiner.relays()} == {RELAY, LEARNED[2]}
