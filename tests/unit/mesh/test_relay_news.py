@@ -111,12 +111,14 @@ async def test_a_relay_that_moves_says_so_and_one_that_is_gone_is_named_no_more(
         known = node.book.get(SECOND.peer_id)
         assert known is not None
         assert known.addresses == (address(SECOND, 4002),)
-        made.memory.remove(SECOND.peer_id)
-        await wait_all_tasks_blocked()
+        (link,) = second.network.links()
+        link.close()
+        await link.ended.wait()
         assert SECOND.peer_id in node.known
         late = await made.add(KEYS[10], Role.EDGE, FIRST)
         assert late.known == {FIRST.peer_id}
-        await made.add(SECOND, Role.RELAY, FIRST)
+        await second.network.connect(FIRST.peer_id)
+        await wait_all_tasks_blocked()
         assert late.known == {FIRST.peer_id, SECOND.peer_id}, "it is back, and as it was"
 
 
