@@ -12,6 +12,7 @@ import trio
 from aimo_node.domain.ids import PeerId
 from aimo_node.domain.models import Health
 from aimo_node.errors import AimoError
+from aimo_node.mesh.circuits.client import is_circuit
 from aimo_node.mesh.network import MeshNetwork
 from aimo_node.routing.table import RoutingTable
 
@@ -24,6 +25,11 @@ WARMING_MAX: Final = 8
 RETRY_SECONDS: Final = 1.0
 """From one dial of a provider to the next; doubles with each failure in a row."""
 RETRY_SECONDS_MAX: Final = 60.0
+
+
+def _own(addresses: Sequence[str]) -> list[str]:
+    """Where the peer itself is: circuits come and go with its relays."""
+    return [address for address in addresses if not is_circuit(address)]
 
 
 @dataclass(slots=True)
@@ -51,7 +57,7 @@ class WarmLinks:
     def locate(self, peer: PeerId, addresses: Sequence[str]) -> None:
         """A provider in the table can be dialled there, until it leaves the table."""
         known, before = self._dialled.get(peer), self._located.get(peer)
-        if before not in {None, tuple(addresses)}:
+        if before is not None and _own(before) != _own(addresses):
             self._network.doubt(peer)  # a link to where it was would seem alive for a while
         if known is not None and before != tuple(addresses):
             known.failures = 0  # what failed was another way

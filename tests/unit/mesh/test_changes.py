@@ -124,7 +124,7 @@ async def test_a_provider_that_moved_is_asked_whether_it_is_still_where_it_is_li
         await trio.sleep(1)
         for peer in (MUTE, PEER):
             warm.locate(peer, ["/old"])
-            warm.locate(peer, ["/old"])
+            warm.locate(peer, ["/old", f"/relay/p2p/relay/p2p-circuit/p2p/{peer}"])
         await trio.sleep(ANSWER_SECONDS + 0.1)
         assert node.link(MUTE) is not None
         for peer in (MUTE, PEER):
