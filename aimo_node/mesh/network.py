@@ -17,6 +17,7 @@ from aimo_node.mesh.link import ByteStream, Link, LinkObserver
 from aimo_node.mesh.link_facts import facts_of
 from aimo_node.mesh.observer import IdleObserver
 from aimo_node.mesh.pipe import open_pipe
+from aimo_node.mesh.silence import end_silent
 from aimo_node.ports.peer_network import OutgoingRequest, RequestHandler
 from aimo_node.protocol import limits
 from aimo_node.protocol.handshake import Doorkeeper
@@ -35,9 +36,6 @@ LINKS_PER_PEER_MAX: Final = 8
 """Links of one peer that have not ended: those it lost may carry requests until they count as
 dead."""
 HANG_UP_SECONDS: Final = 1.0
-ANSWER_SECONDS: Final = 2.0
-"""For the answer to a Ping when this node has reason to doubt its links: many round trips, and a
-peer that is as busy as one can be."""
 DIALS_MAX: Final = 256
 """Dials at a time: each holds sockets for up to ten seconds, whoever still waits for it."""
 _REFUSED: Final = frozenset({CloseCode.WrongMesh, CloseCode.NotAdmitted, CloseCode.VersionMismatch})
@@ -218,35 +216,21 @@ class MeshNetwork:
                 await link.ended.wait()
 
     async def check_links(self) -> int:
-        """Ask every peer whether it is still there, now; end links and dials that do not get an
-        answer within `ANSWER_SECONDS`. How many links that were."""
+        """Ask every peer whether it is still there, now; end links and dials that get no answer.
+        How many links that were."""
         asked_at = trio.current_time()
-        ended = await self._check([link for link in self.links() if link.peer != self.peer])
+        others = [link for link in self.links() if link.peer != self.peer]
+        ended = await end_silent(others, self._disconnect)
         for dial in self._dials.values():
             if dial.begun_at < asked_at:
                 dial.scope.cancel()
         return ended
 
     def doubt(self, peer: PeerId) -> None:
-        """Something says that the peer is elsewhere: ask over the link whether it is still there,
-        and end the link if there is no answer."""
+        """Something says that the peer is elsewhere: ask whether it is still at its link."""
         link = self._links.get(peer)
         if link is not None and self._nursery is not None and peer != self.peer:
-            self._nursery.start_soon(self._check, [link])
-
-    async def _check(self, asked: list[Link]) -> int:
-        asked_at = trio.current_time()
-        for link in asked:
-            link.probe()
-        await trio.sleep(ANSWER_SECONDS)
-        asked = [link for link in asked if not link.closed.is_set()]
-        silent = [link for link in asked if link.session.heard_at < asked_at]
-        async with trio.open_nursery() as nursery:
-            for link in silent:
-                link.close(CloseCode.PeerSilent, "no answer since this node looked")
-                if self._dialer is not None:  # or the next dial would try the same connection
-                    nursery.start_soon(self._dialer.disconnect, link.peer)
-        return len(silent)
+            self._nursery.start_soon(end_silent, [link], self._disconnect)
 
     def statistics(self) -> NetworkStatistics:
         """A snapshot."""
@@ -384,7 +368,11 @@ class MeshNetwork:
     async def _hang_up(self, peer: PeerId) -> None:
         """Without a link the connection is of no use."""
         is_used = peer in self._dials or any(link.peer == peer for link in self._living)
-        if self._dialer is not None and peer != self.peer and not is_used:
+        if peer != self.peer and not is_used:
+            await self._disconnect(peer)
+
+    async def _disconnect(self, peer: PeerId) -> None:
+        if self._dialer is not None:
             with trio.CancelScope(shield=True), trio.move_on_after(HANG_UP_SECONDS):
                 await self._dialer.disconnect(peer)
 

@@ -16,8 +16,9 @@ from aimo_node.mesh.changes.networks import message_kinds, snapshot
 from aimo_node.mesh.changes.recovery import Recovery
 from aimo_node.mesh.changes.wakefulness import AWAY_SECONDS, TICK_SECONDS, Wakefulness
 from aimo_node.mesh.directory.warming import WarmLinks
-from aimo_node.mesh.network import ANSWER_SECONDS, MeshNetwork
+from aimo_node.mesh.network import MeshNetwork
 from aimo_node.mesh.pipe import PipeEnd, open_pipe
+from aimo_node.mesh.silence import ANSWER_SECONDS
 from aimo_node.protocol import limits
 from aimo_node.protocol.handshake import Admission
 from aimo_node.protocol.session import Session
