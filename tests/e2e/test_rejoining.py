@@ -3,6 +3,7 @@
 import json
 import signal
 
+import pytest
 import trio
 
 from tests.e2e.http_client import CHAT_PATH, ask, chat, echo_text, open_stream
@@ -13,23 +14,21 @@ from tests.e2e.test_invites import aimo
 REJOIN_SECONDS = 10.0
 BOOK_SECONDS = 15.0
 STOPPED_SECONDS = 30.0
-TOKENS = 600
+TOKENS = 300
 DELAY_MS = 20
 
 
-def second_relay(mesh: Mesh) -> NodeProcess:
-    """A relay that was told of the first; nobody is told of it."""
-    join = ("--join", f"@{mesh.join_file}", "--listen", LOOPBACK)
-    return mesh.start("relay2", "relay", *join)
+def echo(model: str) -> tuple[str, ...]:
+    return ("--engine", "echo", "--model", model)
 
 
 def hidden(mesh: Mesh, name: str, command: str, *flags: str) -> NodeProcess:
-    """A node that listens nowhere, and was told of the first relay only."""
+    """A node that listens nowhere: others reach it through the relay."""
     return mesh.start(name, command, "--listen", "off", "--join", f"@{mesh.join_file}", *flags)
 
 
 def hidden_provider(mesh: Mesh) -> NodeProcess:
-    return hidden(mesh, "hidden", "provider", "--engine", "echo", "--model", "hidden")
+    return hidden(mesh, "hidden", "provider", *echo("hidden"))
 
 
 def hidden_edge(mesh: Mesh) -> NodeProcess:
@@ -58,16 +57,27 @@ async def until_answers(edge: NodeProcess, model: str, *nodes: NodeProcess) -> N
     await eventually(answers, REJOIN_SECONDS, f"{model} is not answered", edge, *nodes)
 
 
+@pytest.mark.slow
 async def test_a_relay_that_dies_for_ever_is_replaced_by_one_nobody_told_of(own_mesh):
-    """Nodes know it from the first one, and from their book when they start anew."""
-    first = await own_mesh.relay().ready()
-    second = await second_relay(own_mesh).ready()
-    open_provider = own_mesh.provider("open")
-    provider, edge = hidden_provider(own_mesh), hidden_edge(own_mesh)
-    for node in (open_provider, provider, edge):
+    """Even if it was the authority of the mesh. Nodes know the other relay from it, and from their
+    book when they start anew; that one is a relay by its certificate."""
+    first = await own_mesh.relay("--authority").ready()
+    hide = ("--listen", "off")
+
+    async def join(name: str, role: str, *flags: str) -> NodeProcess:
+        invite = await aimo(first, "invite", "--role", role)
+        return own_mesh.start(name, role, "--join", invite, *flags)
+
+    second = await join("relay2", "relay", "--listen", LOOPBACK)
+    open_provider = await join("open", "provider", *echo("open"), "--listen", LOOPBACK)
+    provider = await join("hidden", "provider", *echo("hidden"), *hide)
+    edge = await join("edge", "edge", "--http", "127.0.0.1:0", *hide)
+    for node in (second, open_provider, provider, edge):
         await node.ready()
+    for node in (provider, edge):
         await until_in_book(node, first, second)
     await until_known(edge, provider, open_provider)
+    known = first.ready_line["join"]
     body = chat("open", max_tokens=TOKENS, delay_ms=DELAY_MS)
     async with open_stream(edge.port, body) as stream:
         await stream.read_until_text(3)
@@ -76,40 +86,15 @@ async def test_a_relay_that_dies_for_ever_is_replaced_by_one_nobody_told_of(own_
         await until_answers(edge, "hidden", provider)
         assert (await providers_of(edge))[provider.peer_id]["path"] == "circuit"
         provider.kill()
-        again = await hidden_provider(own_mesh).ready()
+        flags = ("--join", known, *echo("hidden"), *hide)
+        again = await own_mesh.start("hidden", "provider", *flags).ready()
         assert again.peer_id == provider.peer_id
         await until_answers(edge, "hidden", again)
         await stream.read_to_the_end()
     assert (stream.text, stream.errors) == (echo_text("Hi", TOKENS), []), "a direct way is its own"
-    edge.kill()
-    late = await hidden_edge(own_mesh).ready()
-    await until_answers(late, "hidden", second)
 
 
-async def test_members_go_on_and_start_anew_when_the_authority_was_their_only_relay(own_mesh):
-    """Each was told of the authority only; a relay of that mesh is one by its certificate."""
-    first = await own_mesh.relay("--authority").ready()
-
-    async def join(name: str, role: str, *flags: str) -> NodeProcess:
-        invite = await aimo(first, "invite", "--role", role)
-        return own_mesh.start(name, role, "--join", invite, *flags)
-
-    near, far = [await join(name, "relay", "--listen", LOOPBACK) for name in ("near", "far")]
-    echo = ("--engine", "echo", "--model", "echo", "--listen", "off")
-    provider = await join("p", "provider", *echo)
-    edge = await join("e", "edge", "--http", "127.0.0.1:0", "--listen", "off")
-    await until_known(await edge.ready(), provider)
-    await until_in_book(near, first, far)
-    await until_in_book(far, first, near)
-    first.kill()
-    await until_answers(edge, "echo", provider)
-    for old, role, *flags in ((far, "relay", "--listen", LOOPBACK), (provider, "provider", *echo)):
-        old.kill()
-        known = first.ready_line["join"]
-        await own_mesh.start(old.name, role, "--join", known, *flags).ready()
-    await until_answers(edge, "echo")
-
-
+@pytest.mark.slow
 async def test_who_was_stopped_for_half_a_minute_is_back_in_ten_seconds(shared, guests, tmp_path):
     """A provider, an edge, and, in a mesh of its own, the only relay; all by themselves."""
     frozen = guests.provider("frozen", "--requests-max", "4")
