@@ -35,9 +35,12 @@ Snapshot = frozenset[str]
 
 
 def snapshot() -> Snapshot:
-    """The machine's addresses, and those it uses towards the rest of the world."""
-    ways = {f"out {way}" for way in map(_way_out, _FAR_AWAY) if way}
-    return frozenset({*machine_addresses(), *ways})
+    """The machine's addresses, as far as it tells, and those it uses towards the rest of the
+    world."""
+    found = {f"out {way}" for way in map(_way_out, _FAR_AWAY) if way}
+    with contextlib.suppress(OSError):
+        found.update(machine_addresses())
+    return frozenset(found)
 
 
 def _way_out(family: socket.AddressFamily) -> str:
@@ -63,7 +66,7 @@ async def watch_networks(changed: Callable[[], None]) -> None:
     """Call `changed` after each change of networks, until cancelled."""
     kernel = _listen()
     if kernel is None:
-        await _poll(changed)
+        await poll_networks(changed)
         return
     with kernel:
         await _hear(kernel, changed)
@@ -124,11 +127,14 @@ def _drain(kernel: socket.socket) -> bool:
         was_lost |= not _DELETED.isdisjoint(message_kinds(data))
 
 
-async def _poll(changed: Callable[[], None]) -> None:
-    before = snapshot()
+async def poll_networks(
+    changed: Callable[[], None], look: Callable[[], Snapshot] = snapshot
+) -> None:
+    """The same by looking every `POLL_SECONDS`, where nobody tells."""
+    before = look()
     while True:
         await trio.sleep(POLL_SECONDS)
-        now = snapshot()
+        now = look()
         if now != before:
             changed()
         before = now

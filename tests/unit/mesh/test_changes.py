@@ -12,7 +12,12 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from aimo_node.domain.ids import PeerId, Role
 from aimo_node.errors import CloseCode, NetworkError
-from aimo_node.mesh.changes.networks import message_kinds, snapshot
+from aimo_node.mesh.changes.networks import (
+    POLL_SECONDS,
+    message_kinds,
+    poll_networks,
+    snapshot,
+)
 from aimo_node.mesh.changes.recovery import Recovery
 from aimo_node.mesh.changes.wakefulness import AWAY_SECONDS, TICK_SECONDS, Wakefulness
 from aimo_node.mesh.directory.warming import WarmLinks
@@ -60,6 +65,20 @@ def test_kinds_of_netlink_messages_are_read_and_nonsense_ends_them() -> None:
 
 def test_a_machine_that_does_not_change_looks_the_same() -> None:
     assert snapshot() == snapshot()
+
+
+async def test_where_nobody_tells_other_addresses_are_seen_soon(autojump_clock: MockClock) -> None:
+    addresses, seen = {"192.0.2.1"}, list[float]()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(
+            poll_networks, lambda: seen.append(trio.current_time()), lambda: frozenset(addresses)
+        )
+        await trio.sleep(2.5 * POLL_SECONDS)
+        assert seen == []
+        addresses.add("198.51.100.1")
+        await trio.sleep(10 * POLL_SECONDS)
+        assert seen == [pytest.approx(3 * POLL_SECONDS)]
+        nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager
