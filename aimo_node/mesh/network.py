@@ -17,7 +17,6 @@ from aimo_node.mesh.link import ByteStream, Link, LinkObserver
 from aimo_node.mesh.link_facts import facts_of
 from aimo_node.mesh.observer import IdleObserver
 from aimo_node.mesh.pipe import open_pipe
-from aimo_node.mesh.silence import end_silent
 from aimo_node.ports.peer_network import OutgoingRequest, RequestHandler
 from aimo_node.protocol import limits
 from aimo_node.protocol.handshake import Doorkeeper
@@ -215,22 +214,11 @@ class MeshNetwork:
             for link in group:
                 await link.ended.wait()
 
-    async def check_links(self) -> int:
-        """Ask every peer whether it is still there, now; end links and dials that get no answer.
-        How many links that were."""
-        asked_at = trio.current_time()
-        others = [link for link in self.links() if link.peer != self.peer]
-        ended = await end_silent(others, self._disconnect)
+    def give_up_dials(self, begun_before: float) -> None:
+        """End those that still wait, as for an answer in a network that this node has left."""
         for dial in self._dials.values():
-            if dial.begun_at < asked_at:
+            if dial.begun_at < begun_before:
                 dial.scope.cancel()
-        return ended
-
-    def doubt(self, peer: PeerId) -> None:
-        """Something says that the peer is elsewhere: ask whether it is still at its link."""
-        link = self._links.get(peer)
-        if link is not None and self._nursery is not None and peer != self.peer:
-            self._nursery.start_soon(end_silent, [link], self._disconnect)
 
     def statistics(self) -> NetworkStatistics:
         """A snapshot."""
@@ -369,9 +357,10 @@ class MeshNetwork:
         """Without a link the connection is of no use."""
         is_used = peer in self._dials or any(link.peer == peer for link in self._living)
         if peer != self.peer and not is_used:
-            await self._disconnect(peer)
+            await self.disconnect(peer)
 
-    async def _disconnect(self, peer: PeerId) -> None:
+    async def disconnect(self, peer: PeerId) -> None:
+        """Close every connection to a peer."""
         if self._dialer is not None:
             with trio.CancelScope(shield=True), trio.move_on_after(HANG_UP_SECONDS):
                 await self._dialer.disconnect(peer)

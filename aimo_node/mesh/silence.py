@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from typing import Final
 
 import trio
 
-from aimo_node.domain.ids import PeerId
 from aimo_node.errors import CloseCode
 from aimo_node.mesh.link import Link
+from aimo_node.mesh.network import MeshNetwork
 
 ANSWER_SECONDS: Final = 2.0
 """For the answer to a Ping when there is reason to doubt a link: many round trips, and a peer that
 is as busy as one can be."""
 
 
-async def end_silent(links: Iterable[Link], disconnect: Callable[[PeerId], Awaitable[None]]) -> int:
-    """End those of `links` that do not answer within `ANSWER_SECONDS`; how many that were.
+async def check_links(network: MeshNetwork) -> int:
+    """Ask every peer whether it is still there, now; end links and dials that get no answer within
+    `ANSWER_SECONDS`. How many links that were."""
+    asked_at = trio.current_time()
+    ended = await end_silent(network, [one for one in network.links() if one.peer != network.peer])
+    network.give_up_dials(asked_at)
+    return ended
 
-    Args:
-        disconnect: closes the connection to a peer: the next dial would try the dead one first.
-    """
+
+async def end_silent(network: MeshNetwork, links: Iterable[Link]) -> int:
+    """End those of `links` that do not answer within `ANSWER_SECONDS`; how many that were."""
     asked, asked_at = list(links), trio.current_time()
     for link in asked:
         link.probe()
@@ -31,5 +36,6 @@ async def end_silent(links: Iterable[Link], disconnect: Callable[[PeerId], Await
     async with trio.open_nursery() as nursery:
         for link in silent:
             link.close(CloseCode.PeerSilent, "no answer since this node looked")
-            nursery.start_soon(disconnect, link.peer)
+            # or the next dial would try the same connection first
+            nursery.start_soon(network.disconnect, link.peer)
     return len(silent)

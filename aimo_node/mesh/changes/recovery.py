@@ -12,6 +12,7 @@ import trio
 from aimo_node.mesh.changes.networks import watch_networks
 from aimo_node.mesh.changes.wakefulness import TICK_SECONDS, Wakefulness
 from aimo_node.mesh.network import MeshNetwork
+from aimo_node.mesh.silence import check_links
 
 log = structlog.get_logger()
 
@@ -44,7 +45,7 @@ class Recovery:
     async def _recover(self) -> None:
         for changed in self.on_change:
             changed()
-        ended = await self._network.check_links()
+        ended = await check_links(self._network)
         if ended:
             log.info("links.given_up", count=ended)
 

@@ -14,6 +14,7 @@ from aimo_node.domain.models import Health
 from aimo_node.errors import AimoError
 from aimo_node.mesh.circuits.client import is_circuit
 from aimo_node.mesh.network import MeshNetwork
+from aimo_node.mesh.silence import end_silent
 from aimo_node.routing.table import RoutingTable
 
 log = structlog.get_logger()
@@ -52,13 +53,14 @@ class WarmLinks:
         self._located: dict[PeerId, tuple[str, ...]] = {}
         self._dialled: dict[PeerId, _Dialled] = {}
         self._dialling: set[PeerId] = set()
+        self._moved: set[PeerId] = set()
         self._news = trio.Event()
 
     def locate(self, peer: PeerId, addresses: Sequence[str]) -> None:
         """A provider in the table can be dialled there, until it leaves the table."""
         known, before = self._dialled.get(peer), self._located.get(peer)
         if before is not None and _own(before) != _own(addresses):
-            self._network.doubt(peer)  # a link to where it was would seem alive for a while
+            self._moved.add(peer)  # a link to where it was would seem alive for a while
         if known is not None and before != tuple(addresses):
             known.failures = 0  # what failed was another way
             known.again_at = min(known.again_at, trio.current_time() + RETRY_SECONDS)
@@ -83,6 +85,10 @@ class WarmLinks:
                     await self._news.wait()
                 self._news = trio.Event()
                 self._forget_departed()
+                if self._moved:
+                    links = [self._network.link(peer) for peer in self._moved]
+                    self._moved.clear()
+                    nursery.start_soon(end_silent, self._network, [one for one in links if one])
                 for peer in self._due(trio.current_time()):
                     self._dialling.add(peer)
                     nursery.start_soon(self._warm, peer)

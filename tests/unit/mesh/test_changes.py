@@ -11,6 +11,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from aimo_node.domain.ids import PeerId, Role
+from aimo_node.domain.models import Descriptor
 from aimo_node.errors import CloseCode, NetworkError
 from aimo_node.mesh.changes.networks import (
     POLL_SECONDS,
@@ -23,14 +24,14 @@ from aimo_node.mesh.changes.wakefulness import AWAY_SECONDS, TICK_SECONDS, Wakef
 from aimo_node.mesh.directory.warming import WarmLinks
 from aimo_node.mesh.network import MeshNetwork
 from aimo_node.mesh.pipe import PipeEnd, open_pipe
-from aimo_node.mesh.silence import ANSWER_SECONDS
+from aimo_node.mesh.silence import ANSWER_SECONDS, check_links
 from aimo_node.protocol import limits
 from aimo_node.protocol.handshake import Admission
 from aimo_node.protocol.session import Session
 from aimo_node.routing.table import RoutingTable
 from aimo_node.testing.memory_network import MemoryMesh
 
-NODE, PEER, MUTE = PeerId("node"), PeerId("peer"), PeerId("mute")
+NODE, PEER, MUTE, RELAY = (PeerId(name) for name in ("node", "peer", "mute", "relay"))
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,7 @@ async def test_only_links_that_do_not_answer_are_given_up(autojump_clock: MockCl
         assert link is not None
         await trio.sleep(1)
         started = trio.current_time()
-        assert await node.check_links() == 1
+        assert await check_links(node) == 1
         assert trio.current_time() - started == pytest.approx(ANSWER_SECONDS)
         assert link.close_code is CloseCode.PeerSilent
         assert node.link(MUTE) is None
@@ -139,7 +140,11 @@ async def test_a_provider_that_moved_is_asked_whether_it_is_still_where_it_is_li
 ) -> None:
     """It has noticed a change of networks, and its link from the old one seems alive here."""
     async with linked_pair() as (_, node), trio.open_nursery() as nursery:
-        warm = WarmLinks(node, RoutingTable())
+        table = RoutingTable()
+        for peer in (MUTE, PEER):
+            table.describe(RELAY, Descriptor(peer, 1, (), ()), trio.current_time())
+        warm = WarmLinks(node, table)
+        nursery.start_soon(warm.run)
         await mute_peer(node, nursery)
         await trio.sleep(1)
         for peer in (MUTE, PEER):
@@ -183,7 +188,7 @@ async def test_a_dial_from_before_the_change_is_given_up_too(autojump_clock: Moc
             async with trio.open_nursery() as dialling:
                 dialling.start_soon(connect)
                 await trio.sleep(1)
-                dialling.start_soon(network.check_links)
+                dialling.start_soon(check_links, network)
         assert ended == [pytest.approx(1 + ANSWER_SECONDS)]
         nursery.cancel_scope.cancel()
 
