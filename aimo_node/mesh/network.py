@@ -11,7 +11,8 @@ import trio
 
 from aimo_node.domain.ids import PeerId, Role
 from aimo_node.domain.links import LinkFacts
-from aimo_node.errors import CloseCode, CodedError, Draining, NetworkError, PermissionDenied
+from aimo_node.errors import CloseCode, Draining, NetworkError, PermissionDenied
+from aimo_node.mesh.dials import Dials
 from aimo_node.mesh.exchange import LinkExchange
 from aimo_node.mesh.link import ByteStream, Link, LinkObserver
 from aimo_node.mesh.link_facts import facts_of
@@ -35,8 +36,6 @@ LINKS_PER_PEER_MAX: Final = 8
 """Links of one peer that have not ended: those it lost may carry requests until they count as
 dead."""
 HANG_UP_SECONDS: Final = 1.0
-DIALS_MAX: Final = 256
-"""Dials at a time: each holds sockets for up to ten seconds, whoever still waits for it."""
 _REFUSED: Final = frozenset({CloseCode.WrongMesh, CloseCode.NotAdmitted, CloseCode.VersionMismatch})
 
 
@@ -48,17 +47,6 @@ class Dialer(Protocol):
 
     async def disconnect(self, peer: PeerId) -> None:
         """Close the connection to a peer."""
-
-
-class _Dial:
-    """One dial under way, and everybody who waits for it."""
-
-    def __init__(self) -> None:
-        self.done = trio.Event()
-        self.link: Link | None = None
-        self.error: CodedError = NetworkError("the node is shutting down")
-        self.begun_at = trio.current_time()
-        self.scope = trio.CancelScope()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +72,7 @@ class MeshNetwork:
         self._living: set[Link] = set()
         """Every link that has not ended, also those that are not open yet or were replaced."""
         self._addresses: dict[PeerId, tuple[str, ...]] = {}
-        self._dials: dict[PeerId, _Dial] = {}
+        self.dials = Dials(self._dial, self._hang_up)
         self._past_bytes = [0, 0]
         self._draining = False
         self._link_made = trio.Event()
@@ -162,11 +150,9 @@ class MeshNetwork:
         link = self._usable(peer)
         if link is not None:
             return link
-        dial = self._dials.get(peer) or self._start_dial(peer)
-        await dial.done.wait()
-        if dial.link is None:
-            raise type(dial.error)(dial.error.message)  # one of its own for everybody who waits
-        return dial.link
+        if self._nursery is None:
+            raise NetworkError("the node is not running")
+        return await self.dials.join(peer, self._nursery)
 
     async def open_exchange(self, peer: PeerId, request: OutgoingRequest) -> LinkExchange:
         """See `ports.peer_network.PeerNetwork`."""
@@ -214,12 +200,6 @@ class MeshNetwork:
             for link in group:
                 await link.ended.wait()
 
-    def give_up_dials(self, begun_before: float) -> None:
-        """End those that still wait, as for an answer in a network that this node has left."""
-        for dial in self._dials.values():
-            if dial.begun_at < begun_before:
-                dial.scope.cancel()
-
     def statistics(self) -> NetworkStatistics:
         """A snapshot."""
         links = list(self._links.values())
@@ -241,32 +221,6 @@ class MeshNetwork:
         if link is not None and link.draining:
             raise Draining("the provider is going away")
         return link
-
-    def _start_dial(self, peer: PeerId) -> _Dial:
-        if self._nursery is None:
-            raise NetworkError("the node is not running")
-        if len(self._dials) >= DIALS_MAX:
-            raise NetworkError(f"this node dials {DIALS_MAX} peers already")
-        dial = self._dials[peer] = _Dial()
-        self._nursery.start_soon(self._run_dial, peer, dial)
-        return dial
-
-    async def _run_dial(self, peer: PeerId, dial: _Dial) -> None:
-        try:
-            with dial.scope:
-                dial.link = await self._dial(peer)
-            if dial.scope.cancelled_caught:
-                dial.error = NetworkError("no answer since the network changed")
-        except CodedError as error:
-            dial.error = error
-        except Exception:  # the root of a dial's task: it must not take the node down
-            log.exception("dial.crashed", peer=peer)
-            dial.error = NetworkError(f"cannot dial {peer}; the log says why")
-        finally:
-            del self._dials[peer]
-            dial.done.set()
-        if dial.link is None:
-            await self._hang_up(peer)
 
     async def _dial(self, peer: PeerId) -> Link:
         if self._nursery is None or self._dialer is None:
@@ -355,7 +309,7 @@ class MeshNetwork:
 
     async def _hang_up(self, peer: PeerId) -> None:
         """Without a link the connection is of no use."""
-        is_used = peer in self._dials or any(link.peer == peer for link in self._living)
+        is_used = peer in self.dials or any(link.peer == peer for link in self._living)
         if peer != self.peer and not is_used:
             await self.disconnect(peer)
 

@@ -21,7 +21,7 @@ async def check_links(network: MeshNetwork) -> int:
     `ANSWER_SECONDS`. How many links that were."""
     asked_at = trio.current_time()
     ended = await end_silent(network, [one for one in network.links() if one.peer != network.peer])
-    network.give_up_dials(asked_at)
+    network.dials.give_up(asked_at)
     return ended
 
 

@@ -36,6 +36,7 @@ class Liveness:
     def excuse(self, now: float) -> None:
         """This node itself was away: that it has not heard the peer since says nothing."""
         self._heard = now
+        self._open_nonce = None  # its answer would measure the pause, not the way
 
     def pong(self, nonce: int, now: float) -> None:
         """The answer to a Ping; an old or a second one tells nothing."""
