@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import random
-import secrets
 from collections.abc import Callable
 from typing import Final
 
@@ -18,6 +16,7 @@ from aimo_node.assembly.membership import membership, relays_of
 from aimo_node.assembly.node_status import NodeParts, status_command
 from aimo_node.assembly.peer_commands import peer_commands
 from aimo_node.assembly.providing import ProviderSide
+from aimo_node.assembly.rejoining import Rejoining
 from aimo_node.config.settings import Settings
 from aimo_node.dispatch.dispatcher import Dispatcher
 from aimo_node.domain.ids import Role
@@ -35,7 +34,6 @@ from aimo_node.mesh.directory.discovery import Discovery
 from aimo_node.mesh.directory.relay import RelayDirectory
 from aimo_node.mesh.host import HostLimits, MeshHost
 from aimo_node.mesh.identity import load_identity
-from aimo_node.mesh.joiner import Joiner
 from aimo_node.mesh.network import MeshNetwork
 from aimo_node.protocol import limits
 from aimo_node.routing.table import RoutingTable
@@ -92,12 +90,15 @@ class Node:
             self._membership.doorkeeper,
             self._providing.service.handle if self._providing else None,
         )
-        self._relays = relays_of(targets, self._identity.peer_id)
-        self._joiner = Joiner(
+        self._rejoining = Rejoining(
+            settings,
+            roles,
+            self._identity,
             self._network,
-            self._relays,
-            random.Random(secrets.randbits(64)),  # noqa: S311 (only spreads redials)
+            told=relays_of(targets, self._identity.peer_id),
+            mesh=self._membership.doorkeeper.mesh,
         )
+        self._joiner = self._rejoining.joiner
         self._host = MeshHost(
             self._identity,
             settings.mesh.listen_addresses,
@@ -107,7 +108,7 @@ class Node:
         self._circuits = Circuits(
             self._host,
             self._network,
-            self._relays,
+            self._rejoining.book,
             changed=self._on_new_addresses,
             # a relay can be dialled, or it would be none
             reservations_max=0 if Role.RELAY in roles else RESERVATIONS_MAX,
@@ -115,6 +116,9 @@ class Node:
         self._network.add_observer(self._circuits)
         self._upgrades = Upgrades(self._host, self._network, self._addresses)
         self._network.add_observer(self._upgrades)
+        self._rejoining.book.watch(self._circuits.look)
+        self._rejoining.recovery.on_change.append(self._circuits.retry_now)
+        self._rejoining.recovery.on_change.append(self._upgrades.retry_now)
         self._announcer: Announcer | None = None
         self._wants_own_link = trio.Event()
         self._dispatcher: Dispatcher | None = None
@@ -131,6 +135,7 @@ class Node:
             nursery.start_soon(self._network.run, paths)
             await self._network.running.wait()
             self._membership.start(nursery, self._host, self._network)
+            self._rejoining.start(nursery, self._addresses)
             nursery.start_soon(self._circuits.run)
             nursery.start_soon(self._upgrades.run)
             self._start_roles(nursery)
@@ -217,9 +222,11 @@ class Node:
             nursery.start_soon(self._providing.usage.run)
         if Role.EDGE in self._roles:
             table = RoutingTable()
-            relays = frozenset({*self._relays, self._network.peer})
-            discovery = Discovery(self._network, table, relays=relays, own=self._network.peer)
+            relays, own = self._rejoining.book, self._network.peer
+            discovery = Discovery(self._network, table, relays=relays, own=own)
             self._network.add_observer(discovery)
+            relays.watch(discovery.look)
+            self._rejoining.recovery.on_change.append(discovery.retry_now)
             trusted = self._settings.edge.trusted_peers
             if trusted is not None:
                 trusted |= {self._network.peer}

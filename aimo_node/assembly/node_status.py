@@ -67,6 +67,7 @@ def _relay(relay: RelayToJoin, network: MeshNetwork) -> dict[str, Any]:
     return {
         "peer": relay.peer,
         "addresses": list(relay.addresses),
+        "told": relay.told,
         "linked": network.link(relay.peer) is not None,
         "problem": relay.problem,
     }

@@ -369,10 +369,11 @@ class MeshHost:
     # --- connections -------------------------------------------------------------------------
 
     def _live_connections(self, peer_id: ID) -> list[Any]:
-        """Direct ones first."""
+        """Direct ones first, and of those the newest: a peer that connects anew has lost the older
+        ones, even if this end has not noticed."""
         found = [
             connection
-            for connection in self._swarm.connections.get(peer_id, [])
+            for connection in reversed(self._swarm.connections.get(peer_id, []))
             if not connection.is_closed and connection.muxed_conn.is_established
         ]
         return sorted(found, key=lambda connection: connection.muxed_conn.path != DIRECT)

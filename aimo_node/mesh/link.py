@@ -50,6 +50,8 @@ from aimo_node.protocol.session import Announcement, Session
 log = structlog.get_logger()
 
 READ_BYTES: Final = 65_536
+AWAY_SECONDS: Final = 3.0
+"""A timer that is later than this says that this process did not run, not that the peer is gone."""
 CLOSE_SECONDS: Final = 1.0
 """How long the last GoAway may take."""
 LINGER_SECONDS: Final = 0.5
@@ -331,8 +333,12 @@ class Link:
         while not session.closed:
             # deadlines also move closer, as when the Hello is here: look at least that often
             latest = trio.current_time() + limits.PING_SECONDS
-            await trio.sleep_until(min(session.next_deadline(), latest))
-            self._handle(session.handle_deadline(trio.current_time()))
+            wake_at = min(session.next_deadline(), latest)
+            await trio.sleep_until(wake_at)
+            now = trio.current_time()
+            if now - wake_at > AWAY_SECONDS:
+                session.excuse(now)
+            self._handle(session.handle_deadline(now))
             if session.draining and self.opened.is_set() and not self._is_in_use():
                 self.close(CloseCode.Normal, "drained")
             self._output.wake()

@@ -11,7 +11,8 @@ import trio
 
 from aimo_node.domain.ids import PeerId, Role
 from aimo_node.domain.links import LinkFacts
-from aimo_node.errors import CloseCode, CodedError, Draining, NetworkError, PermissionDenied
+from aimo_node.errors import CloseCode, Draining, NetworkError, PermissionDenied
+from aimo_node.mesh.dials import Dials
 from aimo_node.mesh.exchange import LinkExchange
 from aimo_node.mesh.link import ByteStream, Link, LinkObserver
 from aimo_node.mesh.link_facts import facts_of
@@ -36,8 +37,6 @@ LINKS_PER_PEER_MAX: Final = 8
 """Links of one peer that have not ended: those it lost may carry requests until they count as
 dead."""
 HANG_UP_SECONDS: Final = 1.0
-DIALS_MAX: Final = 256
-"""Dials at a time: each holds sockets for up to ten seconds, whoever still waits for it."""
 _REFUSED: Final = frozenset({CloseCode.WrongMesh, CloseCode.NotAdmitted, CloseCode.VersionMismatch})
 
 
@@ -49,15 +48,6 @@ class Dialer(Protocol):
 
     async def disconnect(self, peer: PeerId) -> None:
         """Close the connection to a peer."""
-
-
-class _Dial:
-    """One dial under way, and everybody who waits for it."""
-
-    def __init__(self) -> None:
-        self.done = trio.Event()
-        self.link: Link | None = None
-        self.error: CodedError = NetworkError("the node is shutting down")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +73,7 @@ class MeshNetwork:
         self._living: set[Link] = set()
         """Every link that has not ended, also those that are not open yet or were replaced."""
         self._addresses: dict[PeerId, tuple[str, ...]] = {}
-        self._dials: dict[PeerId, _Dial] = {}
+        self.dials = Dials(self._dial, self._hang_up)
         self._past_bytes = [0, 0]
         self._draining = False
         self._link_made = trio.Event()
@@ -161,11 +151,9 @@ class MeshNetwork:
         link = self._usable(peer)
         if link is not None:
             return link
-        dial = self._dials.get(peer) or self._start_dial(peer)
-        await dial.done.wait()
-        if dial.link is None:
-            raise type(dial.error)(dial.error.message)  # one of its own for everybody who waits
-        return dial.link
+        if self._nursery is None:
+            raise NetworkError("the node is not running")
+        return await self.dials.join(peer, self._nursery)
 
     async def adopt(self, stream: ByteStream) -> bool:
         """Open a link on a stream to a peer that is linked already over a worse path.
@@ -252,29 +240,6 @@ class MeshNetwork:
         if link is not None and link.draining:
             raise Draining("the provider is going away")
         return link
-
-    def _start_dial(self, peer: PeerId) -> _Dial:
-        if self._nursery is None:
-            raise NetworkError("the node is not running")
-        if len(self._dials) >= DIALS_MAX:
-            raise NetworkError(f"this node dials {DIALS_MAX} peers already")
-        dial = self._dials[peer] = _Dial()
-        self._nursery.start_soon(self._run_dial, peer, dial)
-        return dial
-
-    async def _run_dial(self, peer: PeerId, dial: _Dial) -> None:
-        try:
-            dial.link = await self._dial(peer)
-        except CodedError as error:
-            dial.error = error
-        except Exception:  # the root of a dial's task: it must not take the node down
-            log.exception("dial.crashed", peer=peer)
-            dial.error = NetworkError(f"cannot dial {peer}; the log says why")
-        finally:
-            del self._dials[peer]
-            dial.done.set()
-        if dial.link is None:
-            await self._hang_up(peer)
 
     async def _dial(self, peer: PeerId) -> Link:
         if self._nursery is None or self._dialer is None:
@@ -363,8 +328,13 @@ class MeshNetwork:
 
     async def _hang_up(self, peer: PeerId) -> None:
         """Without a link the connection is of no use."""
-        is_used = peer in self._dials or any(link.peer == peer for link in self._living)
-        if self._dialer is not None and peer != self.peer and not is_used:
+        is_used = peer in self.dials or any(link.peer == peer for link in self._living)
+        if peer != self.peer and not is_used:
+            await self.disconnect(peer)
+
+    async def disconnect(self, peer: PeerId) -> None:
+        """Close every connection to a peer."""
+        if self._dialer is not None:
             with trio.CancelScope(shield=True), trio.move_on_after(HANG_UP_SECONDS):
                 await self._dialer.disconnect(peer)
 

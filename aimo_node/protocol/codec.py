@@ -10,11 +10,15 @@ import msgspec
 from aimo_node.errors import CloseCode, RemoteProtocolError
 from aimo_node.protocol import limits
 from aimo_node.protocol.frames import (
+    Descriptor,
     DescriptorBody,
+    Directory,
     Frame,
     FrameType,
+    Heartbeat,
     MessageBody,
     MessageFrame,
+    RelayBody,
 )
 
 _encode: Callable[[object], bytes] = msgspec.msgpack.Encoder().encode
@@ -23,7 +27,7 @@ _DECODE_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionErro
 _ARRAY_HEADERS: Final = {0xDC: 3, 0xDD: 5}
 _PREFIX: Final = limits.LENGTH_PREFIX_BYTES
 
-Part = TypeVar("Part", DescriptorBody, MessageBody, MessageFrame)
+Part = TypeVar("Part", DescriptorBody, RelayBody, MessageBody, MessageFrame)
 
 
 class TextChunk(msgspec.Struct, array_like=True, tag=3, frozen=True, gc=False):
@@ -35,15 +39,30 @@ class TextChunk(msgspec.Struct, array_like=True, tag=3, frozen=True, gc=False):
     payload: bytes
 
 
+class _PlainDirectory(msgspec.Struct, array_like=True, tag=16, frozen=True, gc=False):
+    """A Directory without relays: what nearly every one is, and what all were at first."""
+
+    full: bool
+    descriptors: list[Descriptor]
+    statuses: list[Heartbeat]
+    gone: list[str]
+
+
 def encode(frame: Frame | TextChunk) -> bytes:
     """The frame with its length in front, ready to be written."""
-    body = _encode(frame)
+    body = _encode(_plain(frame) if type(frame) is Directory else frame)
     return len(body).to_bytes(_PREFIX, "big") + body
 
 
 def encode_bare(frame: Frame) -> bytes:
     """The frame without length: the payload of a MessageFrame."""
-    return _encode(frame)
+    return _encode(_plain(frame) if type(frame) is Directory else frame)
+
+
+def _plain(frame: Directory) -> Directory | _PlainDirectory:
+    if frame.relays:
+        return frame
+    return _PlainDirectory(frame.full, frame.descriptors, frame.statuses, frame.gone)
 
 
 def decode(data: bytes | memoryview) -> Frame:
@@ -71,14 +90,14 @@ def _is_unknown_type(head: bytes) -> bool:
     return head[start] not in set(FrameType)
 
 
-def encode_part(part: DescriptorBody | MessageBody | MessageFrame) -> bytes:
+def encode_part(part: DescriptorBody | RelayBody | MessageBody | MessageFrame) -> bytes:
     """The opaque bytes of something that is signed, or of the envelope itself."""
     return _encode(part)
 
 
 _part_decoders = {
     kind: msgspec.msgpack.Decoder(kind).decode
-    for kind in (DescriptorBody, MessageBody, MessageFrame)
+    for kind in (DescriptorBody, RelayBody, MessageBody, MessageFrame)
 }
 
 

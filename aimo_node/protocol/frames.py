@@ -293,13 +293,34 @@ class Descriptor(msgspec.Struct, array_like=True, tag=15, frozen=True, gc=False)
     signature: Signature
 
 
+class RelayBody(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What a Relay signs: where a relay of the mesh can be dialled."""
+
+    peer_id: PeerIdField
+    incarnation: Unsigned63
+    revision: Unsigned32
+    addresses: Annotated[
+        list[Annotated[str, Meta(max_length=limits.ADDRESS_CHARS_MAX)]],
+        Meta(max_length=limits.RELAY_ADDRESSES_MAX),
+    ]
+
+
+class Relay(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A RelayBody as the exact bytes that relay signed."""
+
+    body: Annotated[bytes, Meta(max_length=limits.RELAY_BYTES_MAX)]
+    signature: Signature
+
+
 class Directory(msgspec.Struct, array_like=True, tag=16, frozen=True, gc=False):
-    """One batch of a relay. `full`: forget what this relay said before, the batch starts anew."""
+    """One batch of a relay. `full`: forget what this relay said before, the batch starts anew.
+    `relays` are told to every peer, the rest to those that asked."""
 
     full: bool
     descriptors: Annotated[list[Descriptor], Meta(max_length=limits.DIRECTORY_ENTRIES_MAX)] = []
     statuses: Annotated[list[Heartbeat], Meta(max_length=limits.DIRECTORY_ENTRIES_MAX)] = []
     gone: Annotated[list[PeerIdField], Meta(max_length=limits.DIRECTORY_ENTRIES_MAX)] = []
+    relays: Annotated[list[Relay], Meta(max_length=limits.DIRECTORY_RELAYS_MAX)] = []
 
 
 class Receipt(msgspec.Struct, array_like=True, tag=17, frozen=True, gc=False):

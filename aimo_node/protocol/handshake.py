@@ -32,6 +32,10 @@ class Doorkeeper(Protocol):
         """Our own peer id."""
 
     @property
+    def mesh(self) -> bytes:
+        """The public name of the mesh; empty for an open one."""
+
+    @property
     def one_sided(self) -> bool:
         """Whether the peer may refuse us although we do not refuse it."""
 
@@ -64,6 +68,11 @@ class Admission:
     def one_sided(self) -> bool:
         """Never: both know the same secret, or one of them does not."""
         return False
+
+    @property
+    def mesh(self) -> bytes:
+        """The public name of the mesh; empty for an open one."""
+        return mesh_id(self.secret)
 
     def __repr__(self) -> str:
         return f"Admission(peer={self.peer!r}, closed={self.secret is not None})"

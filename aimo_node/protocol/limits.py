@@ -104,6 +104,10 @@ DIRECTORY_SECONDS: Final = 1.0
 DIRECTORY_BYTES_MAX: Final = 58_000
 """One batch: with its envelope it also fits a gossip message."""
 DIRECTORY_ENTRIES_MAX: Final = 1_024
+DIRECTORY_RELAYS_MAX: Final = 16
+"""Relays of one mesh that know each other: each is linked to all."""
+RELAY_BYTES_MAX: Final = 2_048
+RELAY_ADDRESSES_MAX: Final = 4
 SUBSCRIBE_MODELS_MAX: Final = 256
 
 GOSSIP_BYTES_MAX: Final = 60_000

@@ -13,10 +13,13 @@ EARLY_PINGS: Final = 2
 class Liveness:
     """Deadlines of one link, from when it was last heard."""
 
-    __slots__ = ("_early", "_heard", "_nonce", "_open_nonce", "_pinged", "rtt_seconds", "suspect")
+    __slots__ = (
+        *("_early", "_heard", "_nonce", "_open_nonce", "_pinged"),
+        *("heard_at", "rtt_seconds", "suspect"),
+    )
 
     def __init__(self, now: float) -> None:
-        self._heard = now
+        self._heard = self.heard_at = now
         self._pinged = now
         self._nonce = 0
         self._early = 0
@@ -26,9 +29,14 @@ class Liveness:
 
     def heard(self, now: float) -> bool:
         """Anything arrived; True if the peer had been suspect."""
-        self._heard = now
+        self._heard = self.heard_at = now
         recovered, self.suspect = self.suspect, False
         return recovered
+
+    def excuse(self, now: float) -> None:
+        """This node itself was away: that it has not heard the peer since says nothing."""
+        self._heard = now
+        self._open_nonce = None  # its answer would measure the pause, not the way
 
     def pong(self, nonce: int, now: float) -> None:
         """The answer to a Ping; an old or a second one tells nothing."""

@@ -167,6 +167,17 @@ class Session:
         """The last measured round trip."""
         return self._liveness.rtt_seconds
 
+    @property
+    def heard_at(self) -> float:
+        """When anything arrived last."""
+        return self._liveness.heard_at
+
+    def excuse(self, now: float) -> None:
+        """This node was stopped or asleep until now, so that its deadlines passed unseen: none of
+        that is the peer's silence."""
+        self._liveness.excuse(now)
+        self._hello_deadline = max(self._hello_deadline, now + limits.HELLO_SECONDS)
+
     def next_deadline(self) -> float:
         """When `handle_deadline` wants to be called, at the latest."""
         if self.state is LinkState.CLOSED:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 DESCRIPTOR_TAG: Final = b"aimo-descriptor-1\0"
+RELAY_TAG: Final = b"aimo-relay-1\0"
 MESSAGE_TAG: Final = b"aimo-message-1\0"
 CERTIFICATE_TAG: Final = b"aimo-certificate-1\0"
 INVITE_TAG: Final = b"aimo-invite-1\0"
@@ -18,6 +19,11 @@ BANS_TAG: Final = b"aimo-bans-1\0"
 def descriptor_bytes_to_sign(body: bytes) -> bytes:
     """What the provider signs, given the encoded `DescriptorBody`: `Descriptor.body`."""
     return DESCRIPTOR_TAG + body
+
+
+def relay_bytes_to_sign(body: bytes) -> bytes:
+    """What a relay signs of itself, given the encoded `RelayBody`: `Relay.body`."""
+    return RELAY_TAG + body
 
 
 def message_bytes_to_sign(body: bytes) -> bytes:

@@ -127,7 +127,7 @@ async def test_a_relay_is_not_dialled_through_another():
             edge.network.remember(peer, [f"{nowhere}/p2p/{relay}/p2p-circuit/p2p/{peer}"])
         with trio.fail_after(5), pytest.raises(NetworkError, match="refused"):
             await edge.network.connect(target)
-        assert not edge.network._dials
+        assert not edge.network.dials
 
 
 async def test_members_that_open_circuits_in_a_flood_cut_nobody_off():

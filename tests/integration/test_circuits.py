@@ -381,7 +381,7 @@ async def test_circuits_end_with_the_link_even_if_the_connection_lives_on():
     """As it does while the same peer is being dialled, or says Hello again in vain."""
     async with triangle() as (relay, provider, edge):
         link = await edge.network.connect(provider.peer)
-        relay.network._dials[provider.peer] = provider.network._dials[relay.peer] = None
+        relay.network.dials, provider.network.dials = {provider.peer}, {relay.peer}
         relay.network.link(provider.peer).close()
         with trio.fail_after(5):
             await link.closed.wait()

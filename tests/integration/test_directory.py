@@ -22,12 +22,13 @@ from aimo_node.mesh.host import HostLimits, MeshHost
 from aimo_node.mesh.identity import KeyPair, sign
 from aimo_node.mesh.joiner import Joiner
 from aimo_node.mesh.network import MeshNetwork
+from aimo_node.mesh.relays.book import RelayBook
 from aimo_node.protocol import frames
 from aimo_node.protocol.descriptors import describe
 from aimo_node.protocol.handshake import Admission
 from aimo_node.protocol.limits import HEARTBEAT_SECONDS
 from aimo_node.protocol.signing import descriptor_bytes_to_sign
-from tests.e2e.http_client import ask
+from tests.e2e.http_client import ask, metric
 from tests.e2e.mesh import LOOPBACK, Mesh
 from tests.e2e.node_process import NodeProcess, eventually
 
@@ -59,7 +60,8 @@ class FakeProvider:
         relays: dict[PeerId, list[str]] = {}
         for address in target.addresses:
             relays.setdefault(peer_of_address(address), []).append(address)
-        self._joiner = Joiner(self.network, relays, random.Random(number))
+        book = RelayBook(self.peer, relays)
+        self._joiner = Joiner(self.network, book, random.Random(number))
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["FakeProvider"]:
@@ -257,3 +259,26 @@ async def test_relays_tell_each_other_who_comes_and_goes(mesh):
         await until_models(edge, names_of([first]), GONE_SECONDS)
         assert (await view_of(edge, first.peer))["path"] == "direct"
     await until_models(edge, set(), GONE_SECONDS)
+
+
+async def test_relays_that_heard_of_each_other_go_on_without_the_one_that_told_them(mesh):
+    """The provider is linked to one of them, and is known to the other when the first is gone."""
+    first = await mesh.relay().ready()
+    join = ("--join", first.ready_line["join"], "--listen", LOOPBACK)
+    near = await mesh.start("near", "relay", *join).ready()
+    far = await mesh.start("far", "relay", *join, "--http", "127.0.0.1:0").ready()
+    await eventually(lambda: linked_relay(far, near), GOSSIP_SECONDS, "they do not link", far, near)
+    first.kill()
+    provider = FakeProvider(1, near.ready_line["join"])
+
+    async def knows() -> bool:
+        return await metric(far.port, "aimo_directory_providers") == 1
+
+    async with provider.running():
+        await eventually(knows, GOSSIP_SECONDS, "the other relay does not know it", near, far)
+
+
+def linked_relay(one: NodeProcess, other: NodeProcess) -> bool:
+    """Whether two relays have a link."""
+    said = [node.log for node in (one, other)]
+    return "relay.linked" in said[0] and other.peer_id in said[0] and one.peer_id in said[1]

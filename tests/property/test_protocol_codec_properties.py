@@ -21,6 +21,7 @@ from aimo_node.protocol.frames import (
     Hello,
     MessageBody,
     MessageFrame,
+    RelayBody,
     Request,
 )
 from aimo_node.protocol.handshake import Admission
@@ -69,7 +70,7 @@ def test_every_frame_survives_its_round_trip(kind: type[Any], data: st.DataObjec
         assert codec.decode(msgspec.msgpack.encode(written)) == frame
 
 
-@pytest.mark.parametrize("kind", [DescriptorBody, MessageBody, MessageFrame])
+@pytest.mark.parametrize("kind", [DescriptorBody, RelayBody, MessageBody, MessageFrame])
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_every_signed_part_survives_its_round_trip(kind: type[Any], data: st.DataObject) -> None:
@@ -82,7 +83,7 @@ def test_every_signed_part_survives_its_round_trip(kind: type[Any], data: st.Dat
 @settings(max_examples=500, deadline=None)
 @given(st.binary(max_size=300))
 def test_any_bytes_give_a_frame_or_the_protocol_error(data: bytes) -> None:
-    kinds: list[Any] = [DescriptorBody, MessageBody, MessageFrame]
+    kinds: list[Any] = [DescriptorBody, RelayBody, MessageBody, MessageFrame]
     for read in [codec.decode, *(lambda d, k=kind: codec.decode_part(d, k) for kind in kinds)]:
         with contextlib.suppress(RemoteProtocolError):
             read(data)

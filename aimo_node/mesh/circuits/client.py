@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
@@ -99,7 +99,7 @@ class Circuits(IdleObserver):
     Args:
         host: what streams are opened on; offers of relays are taken from now on.
         network: the links; a relay without one is asked for nothing.
-        relays: those this node was told to join: nobody else is trusted with being the way here.
+        relays: those of the mesh: nobody else is trusted with being the way here. May change.
         changed: called when `addresses` has changed.
         reservations_max: relays to be reached through; 0 for a node that is a relay itself.
     """
@@ -108,7 +108,7 @@ class Circuits(IdleObserver):
         self,
         host: MeshHost,
         network: MeshNetwork,
-        relays: Collection[PeerId],
+        relays: Container[PeerId],
         *,
         changed: Callable[[], None],
         reservations_max: int = RESERVATIONS_MAX,
@@ -144,6 +144,17 @@ class Circuits(IdleObserver):
                 await self._reserve(relay)
             with trio.move_on_at(self._next_look(trio.current_time())):
                 await self._news.wait()
+
+    def look(self) -> None:
+        """Whom to trust with being the way here may have changed."""
+        self._news.set()
+
+    def retry_now(self) -> None:
+        """Reservations may have lapsed, and who refused may agree now: ask anew, at once."""
+        self._refusals.clear()
+        for held in self._held.values():
+            held.renew_at = trio.current_time()
+        self._news.set()
 
     def link_opened(self, link: Link) -> None:
         """A relay may be there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Final
 
 import structlog
@@ -38,13 +39,14 @@ class Discovery(IdleObserver):
         table: RoutingTable,
         models: tuple[str, ...] = (),
         *,
-        relays: frozenset[PeerId],
+        relays: Container[PeerId],
         own: PeerId | None = None,
     ) -> None:
         """
         Args:
             models: what to subscribe to; empty for all.
-            relays: whose directory is believed: not everybody's who says it is a relay.
+            relays: whose directory is believed, besides that of `own`: not everybody's who says it
+                is a relay. May change; `look` says when.
             own: this node, if it tells the table of itself: then nobody else may, and its link to
                 itself says nothing. None learns of this node as of any other.
         """
@@ -53,6 +55,7 @@ class Discovery(IdleObserver):
         self._models = list(models)
         self._relays = relays
         self._own = own
+        self._asked: set[Link] = set()
         self._allowances: dict[PeerId, Allowance] = {}
         self._checker = DescriptorChecker()
         self._warm_links = WarmLinks(network, table)
@@ -63,13 +66,13 @@ class Discovery(IdleObserver):
 
     def link_opened(self, link: Link) -> None:
         """Ask a relay for its directory; note a provider's link."""
-        if self._is_relay(link):
-            link.announce(Subscribe(self._models))
+        self._ask(link)
         if link.peer != self._own:  # whatever roles it names: a node can become a provider later
             self._table.linked(link.peer, link.path, trio.current_time())
 
     def link_closed(self, link: Link, code: CloseCode, message: str) -> None:
         """A provider's link is gone; a relay's providers stay until they expire."""
+        self._asked.discard(link)
         if link.peer != self._own:
             self._table.unlinked(link.peer)
         self._warm_links.look()
@@ -86,8 +89,23 @@ class Discovery(IdleObserver):
         if isinstance(frame, Directory) and self._is_relay(link):
             self.learn(link.peer, frame)
 
+    def look(self) -> None:
+        """Others may count as relays now."""
+        for link in self._network.links():
+            self._ask(link)
+
+    def retry_now(self) -> None:
+        """Dial providers that could not be reached again, at once."""
+        self._warm_links.retry_now()
+
+    def _ask(self, link: Link) -> None:
+        if self._is_relay(link) and link not in self._asked:
+            self._asked.add(link)
+            link.announce(Subscribe(self._models))
+
     def _is_relay(self, link: Link) -> bool:
-        return Role.RELAY in link.roles and link.peer in self._relays
+        is_known = link.peer in self._relays or link.peer == self._network.peer
+        return Role.RELAY in link.roles and is_known
 
     def _may_check(self, source: PeerId, now: float) -> bool:
         allowance = self._allowances.get(source)

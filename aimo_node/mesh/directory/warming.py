@@ -12,7 +12,9 @@ import trio
 from aimo_node.domain.ids import PeerId
 from aimo_node.domain.models import Health
 from aimo_node.errors import AimoError
+from aimo_node.mesh.circuits.client import is_circuit
 from aimo_node.mesh.network import MeshNetwork
+from aimo_node.mesh.silence import end_silent
 from aimo_node.routing.table import RoutingTable
 
 log = structlog.get_logger()
@@ -24,6 +26,11 @@ WARMING_MAX: Final = 8
 RETRY_SECONDS: Final = 1.0
 """From one dial of a provider to the next; doubles with each failure in a row."""
 RETRY_SECONDS_MAX: Final = 60.0
+
+
+def _own(addresses: Sequence[str]) -> list[str]:
+    """Where the peer itself is: circuits come and go with its relays."""
+    return [address for address in addresses if not is_circuit(address)]
 
 
 @dataclass(slots=True)
@@ -46,12 +53,15 @@ class WarmLinks:
         self._located: dict[PeerId, tuple[str, ...]] = {}
         self._dialled: dict[PeerId, _Dialled] = {}
         self._dialling: set[PeerId] = set()
+        self._moved: set[PeerId] = set()
         self._news = trio.Event()
 
     def locate(self, peer: PeerId, addresses: Sequence[str]) -> None:
         """A provider in the table can be dialled there, until it leaves the table."""
-        known = self._dialled.get(peer)
-        if known is not None and self._located.get(peer) != tuple(addresses):
+        known, before = self._dialled.get(peer), self._located.get(peer)
+        if before is not None and _own(before) != _own(addresses):
+            self._moved.add(peer)  # a link to where it was would seem alive for a while
+        if known is not None and before != tuple(addresses):
             known.failures = 0  # what failed was another way
             known.again_at = min(known.again_at, trio.current_time() + RETRY_SECONDS)
         self._located[peer] = tuple(addresses)
@@ -62,6 +72,11 @@ class WarmLinks:
         """The table or the links have changed."""
         self._news.set()
 
+    def retry_now(self) -> None:
+        """What failed may do now, as after a change of networks: begin anew, at once."""
+        self._dialled.clear()
+        self.look()
+
     async def run(self) -> None:
         """Dial who has no link, until cancelled."""
         async with trio.open_nursery() as nursery:
@@ -70,6 +85,10 @@ class WarmLinks:
                     await self._news.wait()
                 self._news = trio.Event()
                 self._forget_departed()
+                if self._moved:
+                    links = [self._network.link(peer) for peer in self._moved]
+                    self._moved.clear()
+                    nursery.start_soon(end_silent, self._network, [one for one in links if one])
                 for peer in self._due(trio.current_time()):
                     self._dialling.add(peer)
                     nursery.start_soon(self._warm, peer)

@@ -98,6 +98,11 @@ def expand_wildcards(addresses: Iterable[Multiaddr]) -> list[Multiaddr]:
     return sorted(dict.fromkeys(expanded), key=lambda one: _is_loopback(tcp_endpoint(one)[0]))
 
 
+def machine_addresses() -> list[str]:
+    """The IP addresses of this machine, without loopback."""
+    return [*get_network_addrs(4), *get_network_addrs(6)]
+
+
 def _expand(address: Multiaddr) -> Iterator[Multiaddr]:
     host, port = tcp_endpoint(address)
     if not ipaddress.ip_address(host).is_unspecified:

@@ -13,9 +13,12 @@ from aimo_node.domain.ids import ModelName, PeerId, Role
 from aimo_node.domain.models import Descriptor, EngineState, Health, Load, ModelInfo, Status
 from aimo_node.mesh.directory.discovery import Discovery
 from aimo_node.mesh.identity import KeyPair, sign
+from aimo_node.mesh.link import Link
 from aimo_node.mesh.network import MeshNetwork
+from aimo_node.mesh.observer import IdleObserver
 from aimo_node.protocol import frames
 from aimo_node.protocol.descriptors import describe, heartbeat_of
+from aimo_node.protocol.session import Announcement
 from aimo_node.protocol.signing import descriptor_bytes_to_sign
 from aimo_node.routing.table import RoutingTable
 from aimo_node.testing.memory_network import MemoryMesh
@@ -121,3 +124,38 @@ async def test_a_descriptor_of_a_peer_that_is_linked_already_finds_the_link() ->
         (entry,) = table
         assert entry.linked
         assert replace(entry.descriptor, revision=1) == descriptor(OTHER, "tiny")
+
+
+class Asked(IdleObserver):
+    """Counts who wants a directory."""
+
+    def __init__(self) -> None:
+        self.subscriptions = 0
+
+    def announced(self, link: Link, frame: Announcement) -> None:
+        self.subscriptions += isinstance(frame, frames.Subscribe)
+
+
+async def test_a_relay_that_becomes_known_after_its_link_is_asked_then_and_once() -> None:
+    """One that joins a node which is edge and relay says who it is a moment after it linked."""
+    async with trio.open_nursery() as nursery:
+        memory = MemoryMesh(nursery)
+        network = await memory.add("edge", Role.EDGE)
+        relay = await memory.add("relay", Role.RELAY)
+        asked, known, table = Asked(), set[PeerId](), RoutingTable()
+        relay.add_observer(asked)
+        discovery = Discovery(network, table, relays=known)
+        network.add_observer(discovery)
+        link = await relay.connect(network.peer)
+        link.announce(batch(OTHER, "tiny", Health.HEALTHY))
+        await wait_all_tasks_blocked()
+        assert (asked.subscriptions, len(table)) == (0, 0)
+        known.add(RELAY)
+        for _ in range(3):
+            discovery.look()
+        await wait_all_tasks_blocked()
+        assert asked.subscriptions == 1
+        link.announce(batch(OTHER, "tiny", Health.HEALTHY))
+        await wait_all_tasks_blocked()
+        assert len(table) == 1
+        nursery.cancel_scope.cancel()

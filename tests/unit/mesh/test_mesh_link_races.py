@@ -13,6 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from aimo_node.domain.ids import Endpoint, PeerId, RequestId, Role
 from aimo_node.errors import NetworkError, RequestCancelled
+from aimo_node.mesh import dials as dials_module
 from aimo_node.mesh import network as network_module
 from aimo_node.mesh.link import ByteStream, Link
 from aimo_node.mesh.network import LINKS_PER_PEER_MAX, MeshNetwork
@@ -133,7 +134,7 @@ async def test_failed_dial_fails_everybody_who_waited_for_it() -> None:
 
 
 async def test_dials_at_a_time_are_bounded(monkeypatch) -> None:
-    monkeypatch.setattr(network_module, "DIALS_MAX", 1)
+    monkeypatch.setattr(dials_module, "DIALS_MAX", 1)
     async with slow_node() as (_, node, _dialer), trio.open_nursery() as nursery:
         nursery.start_soon(node.connect, B)
         await wait_all_tasks_blocked()

@@ -17,7 +17,10 @@ from tests.unit.protocol.wire_document import field_rows, link_diagram, request_
 
 PAGE = (Path(__file__).parents[3] / "docs" / "protocol" / "v1.md").read_text(encoding="utf-8")
 PLAIN = " ".join(PAGE.split())
-PARTS = ["Limits", "UsageCount", "DescriptorBody", "Model", "Engine", "MessageFrame", "MessageBody"]
+PARTS = [
+    *("Limits", "UsageCount", "DescriptorBody", "Model", "Engine"),
+    *("Relay", "RelayBody", "MessageFrame", "MessageBody"),
+]
 LIMIT_NAMES = [name for name in vars(limits) if name.isupper()]
 
 
