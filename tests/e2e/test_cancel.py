@@ -3,6 +3,7 @@
 import json
 import statistics
 
+import pytest
 import trio
 
 from tests.e2e.http_client import (
@@ -17,6 +18,8 @@ from tests.e2e.http_client import (
 from tests.e2e.mesh import until_known
 from tests.e2e.node_process import NodeProcess, eventually
 from tests.e2e.upstream import MODEL, open_upstream
+
+pytestmark = pytest.mark.alone
 
 STOP_SECONDS = 1.0
 SOCKET_SECONDS = 0.05

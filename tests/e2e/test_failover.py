@@ -10,6 +10,8 @@ from tests.e2e.http_client import CHAT_PATH, Stream, ask, chat, echo_text, open_
 from tests.e2e.mesh import Mesh, providers_of, until_known
 from tests.e2e.node_process import NodeProcess, eventually
 
+pytestmark = pytest.mark.alone
+
 KILLED_SECONDS = 5.0
 STOPPED_SECONDS = 15.0
 SLOW_START = ("--engine-args", "--tokens 3 --delay-ms 700")

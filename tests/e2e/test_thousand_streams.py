@@ -2,9 +2,12 @@
 
 import resource
 
+import pytest
 import trio
 
 from tests.e2e.http_client import CHAT_PATH, Stream, chat, connect, echo_text, metric
+
+pytestmark = pytest.mark.alone
 
 STREAMS = 1000
 TOKENS = 40

@@ -402,6 +402,7 @@ async def test_models_come_and_go_with_the_list(upstream, folder):
     assert len(told) == 2
 
 
+@pytest.mark.alone
 async def test_socket_is_closed_within_50_ms_of_cancelling(upstream, folder):
     async with running(create(settings(folder, upstream.endpoint))) as engine:
         upstream.scripts.append(exactly(*scripts.START, Pause(math.inf)))

@@ -34,6 +34,8 @@ from tests.integration.probe_app import (
     status_of,
 )
 
+pytestmark = pytest.mark.alone
+
 GRACE_SECONDS = 0.5
 LIMIT_SECONDS = GRACE_SECONDS + 2
 Tls = tuple[HttpBinding, ssl.SSLContext] | None

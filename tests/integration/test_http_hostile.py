@@ -18,6 +18,8 @@ from aimo_node.edge.serving.limits import HttpLimits
 from aimo_node.edge.serving.state import ServingState
 from tests.integration.probe_app import PATIENCE_SECONDS, Client, Probe, Served, serving, status_of
 
+pytestmark = pytest.mark.alone
+
 QUICK = HttpLimits(header_seconds=0.5, idle_seconds=0.5, body_seconds=0.5)
 """A sweep comes every quarter of a second, so what takes half a second in here is over after
 one."""

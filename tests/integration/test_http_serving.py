@@ -25,6 +25,8 @@ from tests.integration.probe_app import (
     serving,
 )
 
+pytestmark = pytest.mark.alone
+
 
 async def test_requests_follow_each_other_on_one_connection() -> None:
     async with serving() as served, await served.connect() as client:

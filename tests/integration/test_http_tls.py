@@ -15,6 +15,8 @@ from aimo_node.errors import ConfigError
 from tests.integration.probe_app import AT_ONCE_SECONDS, HOST, Probe, quickest, serving, status_of
 from tests.integration.test_http_drain import Tls, make_certificate
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture
 def tls(tmp_path: Path) -> Tls:

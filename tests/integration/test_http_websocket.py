@@ -41,6 +41,8 @@ from tests.integration.probe_app import (
     status_of,
 )
 
+pytestmark = pytest.mark.alone
+
 
 class Socket:
     """A WebSocket client."""

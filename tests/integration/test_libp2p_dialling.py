@@ -12,6 +12,8 @@ from aimo_node.mesh.identity import KeyPair, load_identity
 from tests.integration.libp2p_child import eventually
 from tests.integration.libp2p_parties import answers, node, start_child
 
+pytestmark = pytest.mark.alone
+
 
 async def test_a_dial_does_not_wait_a_quarter_of_a_second():
     async with start_child() as child:

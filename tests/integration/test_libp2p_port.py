@@ -13,6 +13,8 @@ from aimo_node.mesh.host import HostLimits, MeshHost
 from aimo_node.mesh.identity import KeyPair
 from tests.integration.libp2p_parties import Child, start_child
 
+pytestmark = pytest.mark.alone
+
 HANDSHAKE_SECONDS = 2.0
 LIMITS = {"handshake_seconds_max": HANDSHAKE_SECONDS}
 GROWTH_BYTES_MAX = 30_000_000

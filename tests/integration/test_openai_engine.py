@@ -199,6 +199,7 @@ async def test_cancelled_requests_lose_no_places(upstream, folder):
         await eventually(lambda: upstream.connections <= 2, "no connection is left open")
 
 
+@pytest.mark.alone
 async def test_socket_is_closed_within_50_ms_of_cancelling(upstream, folder):
     async with running(create(settings(folder, upstream.endpoint))) as engine:
         upstream.scripts.append(exactly(text("one "), Pause(math.inf)))
