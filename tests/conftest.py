@@ -7,8 +7,8 @@ import signal
 
 from hypothesis import HealthCheck, settings
 
-# A shell lets its background jobs ignore Ctrl-C, and nohup lets its own ignore hanging up; what they
-# start inherits that. Tests that send these signals mean it.
+# A shell lets its background jobs ignore Ctrl-C, and nohup lets its own ignore hanging up; both is
+# inherited. Tests that send these signals mean it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
