@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from aimo_node.domain.ids import PeerId, Role
 from aimo_node.domain.membership import CERTIFICATE_MS, Refusal
@@ -177,6 +178,28 @@ async def test_a_member_the_book_has_lost_redeems_its_new_invite_at_once(
                 one.peer for one in await mesh.authority.members()
             }:
                 await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_newcomer_takes_one_certificate_and_not_another_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Renewal runs from the start, while the first certificate is still asked for."""
+    monkeypatch.setattr(enrolment, "EAGER_SECONDS", 0.0)
+    mesh = Mesh(tmp_path)
+    node = mesh.node("edge", Role.EDGE)
+    async with mesh.relay.running(), node.running(), trio.open_nursery() as nursery:
+        await mesh.relay.join(mesh.relay, b"")
+        at = {mesh.relay.peer: mesh.relay.host.addresses()}
+        home = Home(at, await mesh.invite(Role.EDGE), frozenset(at), None, Role.EDGE)
+        keeper = Enrolment(home, node.credential, node.members, random.Random(1))
+        nursery.start_soon(keeper.run, node.host)
+        await trio.testing.wait_all_tasks_blocked()
+        await keeper.obtain(node.host)
+        taken = node.credential.certificate
+        await trio.testing.wait_all_tasks_blocked(0.2)
+        assert taken is not None
+        assert node.credential.certificate == taken
         nursery.cancel_scope.cancel()
 
 

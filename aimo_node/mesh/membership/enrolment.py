@@ -98,7 +98,9 @@ class Enrolment:
 
     async def run(self, host: Asker) -> None:
         """Renew when half of the certificate's life is over, until cancelled."""
-        is_eager = bool(self._home.invite) and not self._was_answered
+        # without a certificate `obtain` is asking already
+        has_certificate = self._credential.problem() is None
+        is_eager = bool(self._home.invite) and has_certificate and not self._was_answered
         if is_eager:
             await trio.sleep(EAGER_SECONDS * self._chance.random())
         while True:
