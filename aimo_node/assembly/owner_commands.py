@@ -41,6 +41,8 @@ class OwnerCommands:
         }
 
     async def _pause(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        if not self._switch.service.engines:  # an edge has some only once they are registered
+            raise ConfigError("this node serves no model, so there is nothing to pause")
         await self._switch.pause(unload=request.get("unload") is True)
         return self._state()
 

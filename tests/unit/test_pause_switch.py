@@ -152,6 +152,16 @@ async def test_who_tells_peers_models_tokens_and_times(tmp_path: Path) -> None:
     json.dumps(told)
 
 
+async def test_an_edge_that_serves_nothing_is_not_paused(tmp_path: Path) -> None:
+    """Its owner meant another node; nobody would find out why it stays paused."""
+    made = service_of()
+    keeper = UsageKeeper(tmp_path, made.meter)
+    commands = OwnerCommands(OWN, PauseSwitch(made, tmp_path), keeper).by_name()
+    with pytest.raises(ConfigError, match="nothing to pause"):
+        await commands["provider.pause"]({})
+    assert (made.paused, files(tmp_path)) == (False, [])
+
+
 async def test_who_says_from_which_hour_on_it_counts(tmp_path: Path) -> None:
     """What was used in the hour that `since` falls into is in the sum."""
     meter = Meter(OWN, Quota(), lambda: NOW + 1_800)
