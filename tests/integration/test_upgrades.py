@@ -29,6 +29,7 @@ from aimo_node.mesh.fixes.read_ahead import BufferedTcpStream
 from aimo_node.mesh.fixes.tcp_addresses import tcp_endpoint
 from aimo_node.mesh.fixes.tcp_listening import TcpTransport
 from aimo_node.mesh.host import CIRCUIT
+from aimo_node.mesh.observer import IdleObserver
 from aimo_node.ports.peer_network import OutgoingRequest
 from tests.integration.circuit_parties import LOOPBACK, Party, parties, until
 
@@ -156,11 +157,24 @@ def meet_half_way(monkeypatch):
     monkeypatch.setattr(upgrades, "MEETING_SECONDS", 4.0)
 
 
+class FirstReasons(IdleObserver):
+    """Notes what is said of each link at the moment when it opens."""
+
+    def __init__(self) -> None:
+        self.reasons: list[str] = []
+
+    def link_opened(self, link) -> None:
+        self.reasons.append(link.reason)
+
+
 @pytest.mark.usefixtures("meet_half_way")
 async def test_two_that_listen_nowhere_meet_where_the_relay_sees_them():
     async with apart(edge_listens=False) as (relay, provider, edge):
+        opened = FirstReasons()
+        provider.network.add_observer(opened)
         assert len(await edge.ask(provider.peer, 10)) == 11
         await became_direct(edge, provider)
+        assert opened.reasons[-1] == "hole punched", "who asks at once hears the same"
         near, far = edge.network.link(provider.peer), provider.network.link(edge.peer)
         assert (near.reason, far.reason) == ("hole punched", "hole punched")
         assert near.stream.initiator

@@ -54,6 +54,7 @@ class _Round:
         own: where this node may be met.
         punched: whether there has been a connection that both ends opened.
         problems: why attempts failed.
+        arrived: set when a direct link is open.
     """
 
     peer: PeerId
@@ -64,6 +65,7 @@ class _Round:
     attempts: int = 0
     punched: bool = False
     problems: list[str] = field(default_factory=list)
+    arrived: trio.Event = field(default_factory=trio.Event)
 
     @property
     def summary(self) -> str:
@@ -93,8 +95,8 @@ class Upgrades(IdleObserver):
         """Whose rounds run here."""
         self._replaceable: dict[PeerId, Link] = {}
         """The circuit's link of each peer that has one."""
-        self._arrivals: dict[PeerId, trio.Event] = {}
-        """Set when a direct link is open; of the peers that are waited for."""
+        self._awaited: dict[PeerId, _Round] = {}
+        """The rounds in which a peer is waited for."""
         self._news = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._ways: DirectWays
@@ -133,12 +135,15 @@ class Upgrades(IdleObserver):
             self._news.set()
             return
         self._book.left(link.peer)
-        arrival = self._arrivals.pop(link.peer, None)
-        if arrival is not None:
-            arrival.set()
+        meeting = self._awaited.pop(link.peer, None)
+        if meeting is not None:
+            if meeting.punched and not link.stream.initiator:
+                link.reason = HOLE_PUNCHED  # before anybody can ask
+            meeting.arrived.set()
         replaced = self._replaceable.pop(link.peer, None)
         if replaced is not None and self._nursery is not None:
-            log.info("link.upgraded", peer=link.peer, address=link.stream.remote_address)
+            how = {"address": link.stream.remote_address, "reason": link.reason}
+            log.info("link.upgraded", peer=link.peer, **how)
             self._nursery.start_soon(self._clear_away, replaced)
 
     def link_closed(self, link: Link, code: CloseCode, message: str) -> None:
@@ -168,7 +173,7 @@ class Upgrades(IdleObserver):
                 self._book.succeeded(peer)
             else:
                 self._book.failed(peer, trio.current_time())
-            self._arrivals.pop(peer, None)
+            self._awaited.pop(peer, None)
             self._news.set()
 
     async def _begin(self, peer: PeerId) -> bool:
@@ -212,19 +217,16 @@ class Upgrades(IdleObserver):
         if not self._on_circuit(meeting.peer):
             return self._is_direct(meeting.peer)
         meeting.attempts += 1
-        arrival = self._arrivals.setdefault(meeting.peer, trio.Event())
+        self._awaited[meeting.peer] = meeting
         with trio.move_on_after(MEETING_SECONDS):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._await_peer, meeting, targets)
                 if meeting.attempts == 1:
                     # where the peer listens, it need not come: and that takes no appointment
                     nursery.start_soon(self._visit, meeting, targets)
-                await arrival.wait()
+                await meeting.arrived.wait()
                 nursery.cancel_scope.cancel()
-        link = self._network.link(meeting.peer)
-        if meeting.punched and link is not None and not link.stream.initiator:
-            link.reason = HOLE_PUNCHED
-        return arrival.is_set()
+        return meeting.arrived.is_set()
 
     async def _await_peer(self, meeting: _Round, targets: Sequence[str]) -> None:
         try:
