@@ -20,7 +20,8 @@ from aimo_node.protocol.handshake import Admission
 
 LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
 SECRET = b"s" * 32
-SETTLED_SECONDS = 5.0
+SETTLED_SECONDS = 20.0
+"""A moment, where there is time; but a relay that refused or was late is asked again after 5 s."""
 
 
 async def pour(incoming: IncomingRequest) -> None:
