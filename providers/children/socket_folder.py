@@ -23,6 +23,9 @@ SOCKET_PATH_BYTES_MAX: Final = 100
 LEAVING_SECONDS: Final = 3.0
 """How long the process of a node that was killed may take to disappear."""
 
+SHORTEST: Final = "/tmp"  # noqa: S108 (a private folder is made in it)
+"""Where folders are made if those in TMPDIR would have names that are too long."""
+
 _SHORT_FOLDER: Final = re.compile(r"aimo-\d+-[0-9a-f]{12}")
 
 
@@ -32,12 +35,13 @@ async def claim_socket(state_folder: Path, engine: str) -> Path:
     It lies in `state_folder`, or in a folder in the system's temporary one if that is too deep.
 
     Raises:
-        EngineStartFailed: the folder belongs to somebody else, or another node uses it.
+        EngineStartFailed: the folder belongs to somebody else, another node uses it, or every path
+            is too long.
     """
     name = f"{engine}.sock"
     path = state_folder / name
     if len(os.fsencode(path)) > SOCKET_PATH_BYTES_MAX:
-        path = _short_folder(state_folder) / name
+        path = _short_folder(state_folder, name, SOCKET_PATH_BYTES_MAX) / name
     give_up_at = trio.current_time() + LEAVING_SECONDS
     while is_listening(path):
         if trio.current_time() > give_up_at:
@@ -56,11 +60,11 @@ def nearby_folder(state_folder: Path, name: str, path_bytes_max: int) -> Path:
     run left in it is removed.
 
     Raises:
-        EngineStartFailed: the folder belongs to somebody else.
+        EngineStartFailed: the folder belongs to somebody else, or every path is too long.
     """
     path = state_folder / name
     if len(os.fsencode(path)) > path_bytes_max:
-        path = _short_folder(state_folder) / name
+        path = _short_folder(state_folder, name, path_bytes_max) / name
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(mode=0o700, exist_ok=True)
     return path
@@ -93,10 +97,20 @@ def is_listening(path: Path) -> bool:
         return True
 
 
-def _short_folder(state_folder: Path) -> Path:
-    """One folder for each user and state folder, so that a later run finds what this one left."""
+def _short_folder(state_folder: Path, name: str, path_bytes_max: int) -> Path:
+    """One folder for each user and state folder, so that a later run finds what this one left.
+
+    It has room for `name`: the temporary folder that TMPDIR names may be deep itself.
+    """
     digest = hashlib.sha256(os.fsencode(state_folder.absolute())).hexdigest()[:12]
-    folder = Path(tempfile.gettempdir()) / f"aimo-{os.getuid()}-{digest}"
+    own = f"aimo-{os.getuid()}-{digest}"
+    folders = [Path(parent) / own for parent in (tempfile.gettempdir(), SHORTEST)]
+    fitting = [one for one in folders if len(os.fsencode(one / name)) <= path_bytes_max]
+    if not fitting:
+        raise EngineStartFailed(
+            f"{folders[0] / name} is too long for a socket: set TMPDIR to a shorter folder"
+        )
+    folder = fitting[0]
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:

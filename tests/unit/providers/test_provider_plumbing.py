@@ -3,6 +3,7 @@
 import os
 import socket
 import struct
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,29 @@ async def test_deep_state_folder_gets_a_short_private_socket_folder(tmp_path):
     finally:
         remove_socket(path)
     assert not path.parent.exists()
+
+
+async def test_a_deep_temporary_folder_is_passed_over(tmp_path, monkeypatch):
+    """Whoever binds a path that is too long binds another one, and nobody finds it."""
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    path = await claim_socket(deep, "llama")
+    try:
+        assert path.parent.parent == Path(socket_folder.SHORTEST)
+        with socket.socket(socket.AF_UNIX) as bound:
+            bound.bind(str(path))
+    finally:
+        remove_socket(path)
+    assert not path.parent.exists()
+
+
+async def test_a_path_that_is_too_long_everywhere_is_said(tmp_path, monkeypatch):
+    deep = tmp_path / ("d" * 100)
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    monkeypatch.setattr(socket_folder, "SHORTEST", str(deep))
+    with pytest.raises(EngineStartFailed, match="set TMPDIR to a shorter folder"):
+        await claim_socket(deep, "llama")
 
 
 async def test_socket_folder_open_to_others_is_refused(tmp_path):
