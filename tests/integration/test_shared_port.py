@@ -22,6 +22,17 @@ def local_end(connection) -> tuple[str, int]:
     return connection.stream.get_local_address()
 
 
+async def connect_twice(transport, one: Multiaddr, other: Multiaddr) -> tuple:
+    """Connections from one port; from another one if a stranger on this machine has it, too."""
+    for _ in range(10):
+        first = await transport.dial(one)
+        try:
+            return first, await transport.dial_with_source(other, local_end(first))
+        except OpenConnectionError:
+            await first.close()
+    raise AssertionError("no port can be shared")
+
+
 async def test_two_connections_leave_from_one_port():
     with (
         socket.create_server(("127.0.0.1", 0)) as one,
@@ -29,8 +40,7 @@ async def test_two_connections_leave_from_one_port():
     ):
         async with trio.open_nursery() as nursery:
             transport = TcpTransport(ArrivalGate(HostLimits()), nursery)
-            first = await transport.dial(address(one))
-            second = await transport.dial_with_source(address(other), local_end(first))
+            first, second = await connect_twice(transport, address(one), address(other))
             assert local_end(second) == local_end(first)
             accepted, seen = other.accept()
             accepted.close()

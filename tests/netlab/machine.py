@@ -45,7 +45,8 @@ for path; do
     parent=$path
     while [ "$parent" != / ]; do
         parent=$(dirname "$parent")
-        [ "$parent" = / ] || chmod a+x "$root$parent"
+        # what lies in a folder that is bound already can be reached as that can
+        [ "$parent" = / ] || chmod a+x "$root$parent" 2>/dev/null || [ -d "$root$parent" ]
     done
 done
 mkdir -p "$root$HOME"
