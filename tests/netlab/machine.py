@@ -45,8 +45,7 @@ for path; do
     parent=$path
     while [ "$parent" != / ]; do
         parent=$(dirname "$parent")
-        # what lies in a folder that is bound already can be reached as that can
-        [ "$parent" = / ] || chmod a+x "$root$parent" 2>/dev/null || [ -d "$root$parent" ]
+        [ "$parent" = / ] || chmod a+x "$root$parent"
     done
 done
 mkdir -p "$root$HOME"
